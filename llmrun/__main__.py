@@ -1,0 +1,5 @@
+"""``python -m llmrun``."""
+
+from .cli.app import main
+
+main()

@@ -1,0 +1,1 @@
+"""Compute: kernels, programs, models, tokenizers, samplers, and the engine that ties them together."""

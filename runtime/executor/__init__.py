@@ -1,0 +1,1 @@
+"""Run a program: a checked NumPy interpreter and a threaded one."""

@@ -1,0 +1,1 @@
+"""Compute kernels, each written once in logical vectors, with a NumPy twin in ``reference.py``."""

@@ -1,0 +1,1 @@
+"""One file per architecture: hyper-parameters, weight names, forward pass."""

@@ -1,0 +1,1 @@
+"""Logical vectors for Numba, and the only place that knows instruction sets."""
