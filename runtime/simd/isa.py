@@ -1,0 +1,167 @@
+"""Instruction-set targets: what each can do, and which one fits this machine.
+
+Imports nothing heavy: it runs before NumPy is imported, because NumPy itself dies with an illegal
+instruction on x86 CPUs below x86-64-v2.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...formats.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One build of every kernel.
+
+    ``dot`` names the lowering of the byte dot product; ``widths`` are the numbers of tokens for
+    which a matmul tile is generated (limited by the number of vector registers).
+    """
+
+    name: str  # what the user sees and LLMRUN_ISA takes
+    family: str  # "x86", "arm" or "mac": objects of one family never load on another
+    triple: str
+    cpu: str
+    features: str  # LLVM feature string, on top of the CPU's
+    dot: str  # "vnni512", "vnni256", "avx2", "ssse3", "sdot" or "generic"
+    has_fma: bool = True
+    has_f16: bool = True
+    widths: tuple[int, ...] = (4, 2, 1)
+    needs: frozenset[str] = frozenset()  # LLVM feature names that the CPU must report
+
+    @property
+    def is_arm(self) -> bool:
+        """Whether this is a 64-bit Arm target."""
+        return self.family != "x86"
+
+
+_X86 = "x86_64-unknown-linux-gnu"  # only names the object format: ELF also loads on Windows and macOS
+_ARM = "aarch64-unknown-linux-gnu"
+_MAC = "arm64-apple-macosx11.0"
+_V3 = frozenset({"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"})
+
+# Best first within a family.
+TARGETS: dict[str, Target] = {
+    target.name: target
+    for target in (
+        Target(
+            name="avx512-vnni", family="x86", triple=_X86, cpu="x86-64-v4", features="+avx512vnni,-prefer-256-bit",
+            dot="vnni512", widths=(16, 8, 4, 2, 1),
+            needs=_V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni"},
+        ),
+        Target(
+            name="avx-vnni", family="x86", triple=_X86, cpu="x86-64-v3", features="+avxvnni",
+            dot="vnni256", needs=_V3 | {"avxvnni"},
+        ),
+        Target(name="avx2", family="x86", triple=_X86, cpu="x86-64-v3", features="", dot="avx2", needs=_V3),
+        Target(
+            name="x86-v2", family="x86", triple=_X86, cpu="x86-64-v2", features="", dot="ssse3",
+            has_fma=False, has_f16=False, widths=(2, 1), needs=frozenset({"sse4.2", "ssse3", "popcnt", "cx16"}),
+        ),
+        Target(
+            name="neon-dotprod", family="arm", triple=_ARM, cpu="generic", features="+v8.2a,+dotprod,+lse",
+            dot="sdot", widths=(8, 4, 2, 1), needs=frozenset({"dotprod", "lse"}),
+        ),
+        Target(name="neon", family="arm", triple=_ARM, cpu="generic", features="", dot="generic"),
+        Target(
+            name="neon-dotprod-macos", family="mac", triple=_MAC, cpu="apple-m1", features="",
+            dot="sdot", widths=(8, 4, 2, 1), needs=frozenset({"dotprod"}),
+        ),
+    )
+}  # fmt: skip
+
+
+def family() -> str:
+    """Return the object family of this machine: "x86", "arm", "mac", or the unknown machine's own name."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        return "x86"
+    if machine in ("aarch64", "arm64"):
+        return "mac" if sys.platform == "darwin" else "arm"
+    return machine
+
+
+def cpu_features() -> frozenset[str]:
+    """Return LLVM's names of the features that this CPU and operating system offer."""
+    kind = family()
+    if kind == "mac":
+        return _sysctl_features()
+    if kind == "arm":
+        return _auxv_features()
+    import llvmlite.binding as llvm  # 0.05 s; CPUID and XGETBV: AVX-512 only when the system saves its state
+
+    return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def _auxv_features() -> frozenset[str]:
+    # Not LLVM: it reads /proc/cpuinfo, which is empty in some containers and under qemu.
+    try:
+        getauxval = ctypes.CDLL(None).getauxval
+    except (AttributeError, OSError):
+        return frozenset()
+    getauxval.restype = ctypes.c_ulong
+    getauxval.argtypes = [ctypes.c_ulong]
+    hwcap, hwcap2 = getauxval(16), getauxval(26)
+    bits = (("lse", hwcap, 8), ("fullfp16", hwcap, 10), ("dotprod", hwcap, 20), ("i8mm", hwcap2, 13))
+    return frozenset(name for name, word, bit in bits if word >> bit & 1)
+
+
+def _sysctl_features() -> frozenset[str]:
+    libc = ctypes.CDLL(None)
+    found = {"dotprod", "lse"}  # every Apple-Silicon Mac has them
+    for name, key in (("i8mm", b"hw.optional.arm.FEAT_I8MM"), ("bf16", b"hw.optional.arm.FEAT_BF16")):
+        value, size = ctypes.c_int(0), ctypes.c_size_t(4)
+        if libc.sysctlbyname(key, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0 and value.value:
+            found.add(name)
+    return frozenset(found)
+
+
+def supported_targets() -> list[Target]:
+    """Return the targets whose code this machine can run, best first."""
+    kind, features = family(), cpu_features()
+    return [t for t in TARGETS.values() if t.family == kind and t.needs <= features]
+
+
+def choose_target() -> Target:
+    """Return the best target for this machine, or the one that ``LLMRUN_ISA`` names.
+
+    Raises:
+        ConfigError: the machine fits no target, or ``LLMRUN_ISA`` names none that it can run.
+    """
+    usable = supported_targets()
+    if not usable:
+        raise ConfigError(f"this CPU ({platform.machine()}) is not supported: llmrun needs x86-64-v2 or 64-bit Arm")
+    forced = os.environ.get("LLMRUN_ISA")
+    if not forced:
+        return usable[0]
+    for target in usable:
+        if target.name == forced:
+            return target
+    names = ", ".join(target.name for target in usable)
+    raise ConfigError(f"LLMRUN_ISA is {forced!r}, but this CPU runs: {names}")
+
+
+def check_cpu() -> None:
+    """Refuse an x86 CPU below x86-64-v2 before NumPy is imported, which would crash there.
+
+    Raises:
+        ConfigError: with the instruction sets that are missing.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    if family() != "x86" or not cpuinfo.exists():
+        return
+    flags: set[str] = set()
+    with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.startswith("flags"):
+                flags = set(line.partition(":")[2].split())
+                break
+    missing = {"ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"} - flags
+    if flags and missing:
+        raise ConfigError(f"this CPU lacks {', '.join(sorted(missing))}: llmrun needs at least x86-64-v2 (2009 or later)")

@@ -1,0 +1,120 @@
+"""Operations on a tile: 16 weight rows against ``n_tok`` tokens at once.
+
+A weight group (16 rows x 32 columns) is unpacked once and used for every token of the tile; the
+accumulators of all tokens stay in registers. Activations come as 64-byte records, one per token and
+32 columns (written by ``kernels/quantize.py``):
+
+======  ==================  =========================================================
+offset  type                meaning
+======  ==================  =========================================================
+0       i8[32]              quants, -127..127
+32      f32                 scale: ``activation = scale * quant``
+36      i32                 minus the sum of all 32 quants
+40      i32                 minus the sum of quants 0..15
+44      i32                 minus the sum of quants 16..31
+48      f32                 scale * sum of all 32 quants
+52      f32                 scale * sum of quants 0..15
+56      f32                 scale * sum of quants 16..31
+60      4 bytes             zero
+======  ==================  =========================================================
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from llvmlite import ir
+
+from .lower import F32X16, I8X64, I32X16, Lowering, constant
+from .vector import Vec, f32x16, int64, operation, quants_t, void
+
+RECORD_BYTES = 64
+SCALE, SUM, SUM_0, SUM_1, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1 = 32, 36, 40, 44, 48, 52, 56
+
+
+def _dot(low: Lowering, quants: Any, record: Any, half: int | None, max_weight: int | None, offset: int) -> Any:
+    """Return i32x16: sum over columns of ``(weight - offset) * quant`` of one token, exactly."""
+    vectors = range(8) if half is None else range(4 * half, 4 * half + 4)
+    weights = [low.b.extract_value(quants, k) for k in vectors]
+    x = [low.b.bitcast(low.broadcast(low.at(record, 4 * k), I32X16), I8X64) for k in vectors]
+    if max_weight is None and low.is_biased:
+        offset = 128
+    total = None
+    if offset:  # a power of two
+        minus_sum = low.broadcast(low.at(record, SUM if half is None else (SUM_0, SUM_1)[half]), I32X16)
+        total = low.b.shl(minus_sum, constant(I32X16, offset.bit_length() - 1))
+    return low.dot_group(total, weights, x, max_weight=max_weight)
+
+
+def tile_operations(n_tok: int) -> SimpleNamespace:
+    """Return the operations of a tile of ``n_tok`` tokens (their accumulator type is ``acc_t``)."""
+    acc_t = Vec("f32", 16, n_tok)
+
+    def each(low: Lowering, acc: Any, function: Any) -> Any:
+        if n_tok == 1:
+            return function(0, acc)
+        for t in range(n_tok):
+            acc = low.b.insert_value(acc, function(t, low.b.extract_value(acc, t)), t)
+        return acc
+
+    @operation(acc_t())
+    def zeros(low):
+        """Return accumulators of zero."""
+        return ir.Constant(acc_t.llvm, None) if n_tok > 1 else constant(F32X16, 0.0)
+
+    def add_products(*, max_weight: int | None, offset: int = 0, half: int | None = None) -> Any:
+        """Return ``acc + (scale * x_scale) * dot(weights - offset, x)`` for every token.
+
+        ``half`` takes only columns 0..15 or 16..31. ``max_weight`` as in ``Lowering.dot_group``.
+        """
+
+        @operation(acc_t(acc_t, quants_t, f32x16, int64))
+        def add_products_(low, acc, quants, scale, x):
+            def one(t: int, total: Any) -> Any:
+                record = low.at(x, t * RECORD_BYTES)
+                dot = low.b.sitofp(_dot(low, quants, record, half, max_weight, offset), F32X16)
+                product = low.b.fmul(scale, low.broadcast(low.at(record, SCALE), F32X16))
+                return low.fma(dot, product, total)
+
+            return each(low, acc, one)
+
+        return add_products_
+
+    def add_minimums(*, half: int | None = None) -> Any:
+        """Return ``acc + minimum * (x_scale * sum(x))`` for every token."""
+        field = SCALED_SUM if half is None else (SCALED_SUM_0, SCALED_SUM_1)[half]
+
+        @operation(acc_t(acc_t, f32x16, int64))
+        def add_minimums_(low, acc, minimum, x):
+            def one(t: int, total: Any) -> Any:
+                return low.fma(minimum, low.broadcast(low.at(x, t * RECORD_BYTES + field), F32X16), total)
+
+            return each(low, acc, one)
+
+        return add_minimums_
+
+    @operation(acc_t(acc_t, f32x16, int64, int64))
+    def add_column(low, acc, weight, x, x_step):
+        """Return ``acc + weight * x`` for one column of f32 activations, ``x_step`` bytes between tokens."""
+
+        def one(t: int, total: Any) -> Any:
+            address = low.b.add(x, low.b.mul(x_step, ir.Constant(x_step.type, t))) if t else x
+            return low.fma(weight, low.broadcast(address, F32X16), total)
+
+        return each(low, acc, one)
+
+    @operation(void(int64, acc_t))
+    def store(low, address, acc):
+        """Store the tile, 16 f32 per token."""
+
+        def one(t: int, total: Any) -> Any:
+            low.store(low.at(address, 64 * t), total, 64)
+            return total
+
+        each(low, acc, one)
+
+    return SimpleNamespace(
+        n_tok=n_tok, acc_t=acc_t, zeros=zeros, add_products=add_products, add_minimums=add_minimums,
+        add_column=add_column, store=store,
+    )  # fmt: skip

@@ -1,0 +1,533 @@
+"""Vector values in Numba code: types, operations, and functions that LLVM inlines.
+
+Kernels are written with these and never mention an instruction set. Addresses are plain ``int64``.
+A ``Vec`` is a first-class Numba value whose representation is an LLVM vector (``count == 1``) or an
+array of them, which LLVM takes apart into registers.
+
+Every operation is exactly rounded or exact, so that every target gives the same bits; comparisons
+are written as compare-and-select because the machines' own minima differ in their NaN rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+from .isa import TARGETS, Target
+from .lower import ELEMENTS, F32, F32X16, F64, I8, I8X64, I16, I32, I32X16, I64, Lowering, constant
+
+
+class Vec(types.Type):
+    """``count`` LLVM vectors of ``lanes`` elements each."""
+
+    def __init__(self, element: str, lanes: int, count: int = 1) -> None:
+        self.element, self.lanes, self.count = element, lanes, count
+        super().__init__(name=f"Vec({element}x{lanes}x{count})")
+
+    @property
+    def llvm(self) -> ir.Type:
+        """The LLVM type of the value."""
+        vector = ir.VectorType(ELEMENTS[self.element], self.lanes)
+        return vector if self.count == 1 else ir.ArrayType(vector, self.count)
+
+
+@register_model(Vec)
+class _VecModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Vec) -> None:
+        super().__init__(dmm, fe_type, fe_type.llvm)
+
+
+f32x16, i32x16 = Vec("f32", 16), Vec("i32", 16)
+quants_t = Vec("i8", 64, 8)  # 16 rows x 32 columns of weights as bytes: vector k holds columns 4k..4k+3
+int64, float32, float64, void = types.int64, types.float32, types.float64, types.void
+
+
+def lowering(context: Any, builder: ir.IRBuilder) -> Lowering:
+    """Return the lowering for the target that ``context`` builds (the compiler puts it there)."""
+    target: Target = getattr(context, "llmrun_target", None) or TARGETS["x86-v2"]
+    return Lowering(builder, target)
+
+
+def operation(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Make a Numba function of a lowering: ``f(low, *llvm values) -> llvm value``.
+
+    The decorated function's parameter names after the first are the Numba function's.
+    """
+
+    def decorate(lower: Callable[..., Any]) -> Any:
+        names = lower.__code__.co_varnames[1 : lower.__code__.co_argcount]
+
+        def codegen(context: Any, builder: ir.IRBuilder, _sig: Any, args: Any) -> Any:
+            result = lower(lowering(context, builder), *args)
+            return context.get_dummy_value() if signature.return_type == void else result
+
+        return _intrinsic_with_names(lower.__name__, names, signature, codegen)
+
+    return decorate
+
+
+def _intrinsic_with_names(name: str, names: tuple[str, ...], signature: Any, codegen: Any) -> Any:
+    # Numba matches call arguments by the typing function's own parameter names, so it needs real ones.
+    namespace = {"signature": signature, "codegen": codegen}
+    exec(f"def {name}(typing_context, {', '.join(names)}): return signature, codegen", namespace)
+    return intrinsic(namespace[name])
+
+
+def device(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Mark a Python function that kernels call: compiled once per target, inlined by LLVM.
+
+    Unlike ``@njit(inline="always")`` it is typed once, not at every use.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        names = function.__code__.co_varnames[: function.__code__.co_argcount]
+
+        def codegen(context: Any, builder: ir.IRBuilder, sig: Any, args: Any) -> Any:
+            from .compiler import kernel_flags  # here: the compiler imports this module's types
+
+            compiled = context.compile_subroutine(builder, function, sig, flags=kernel_flags())
+            return context.call_internal(builder, compiled.fndesc, sig, args)
+
+        result = _intrinsic_with_names(function.__name__, names, signature, codegen)
+        result.python = function
+        return result
+
+    return decorate
+
+
+# ---- scalars in memory ------------------------------------------------------------------------
+
+
+@operation(int64(int64))
+def load_i64(low, address):
+    """Load 8 bytes."""
+    return low.load(address, I64, 8)
+
+
+@operation(void(int64, int64))
+def store_i64(low, address, value):
+    """Store 8 bytes."""
+    low.store(address, value, 8)
+
+
+@operation(int64(int64))
+def load_i32(low, address):
+    """Load 4 bytes, sign-extended."""
+    return low.b.sext(low.load(address, I32), I64)
+
+
+@operation(void(int64, int64))
+def store_i32(low, address, value):
+    """Store the low 4 bytes."""
+    low.store(address, low.b.trunc(value, I32))
+
+
+@operation(int64(int64))
+def load_u16(low, address):
+    """Load 2 bytes, zero-extended."""
+    return low.b.zext(low.load(address, I16), I64)
+
+
+@operation(int64(int64))
+def load_u8(low, address):
+    """Load 1 byte, zero-extended."""
+    return low.b.zext(low.load(address, I8), I64)
+
+
+@operation(float32(int64))
+def load_f32(low, address):
+    """Load one f32."""
+    return low.load(address, F32)
+
+
+@operation(void(int64, float32))
+def store_f32(low, address, value):
+    """Store one f32."""
+    low.store(address, value)
+
+
+@operation(float64(int64))
+def load_f64(low, address):
+    """Load one f64."""
+    return low.load(address, F64)
+
+
+@operation(float32(int64))
+def load_f16(low, address):
+    """Load one f16 as f32."""
+    halves = ir.VectorType(ELEMENTS["f16"], 1)
+    return low.b.extract_element(low.half_to_float(low.load(address, halves)), ir.Constant(I32, 0))
+
+
+# ---- vectors in memory ------------------------------------------------------------------------
+
+
+@operation(f32x16(int64))
+def load_f32x16(low, address):
+    """Load 16 f32."""
+    return low.load(address, F32X16)
+
+
+@operation(void(int64, f32x16))
+def store_f32x16(low, address, value):
+    """Store 16 f32."""
+    low.store(address, value)
+
+
+@operation(f32x16(int64))
+def load_f16x16(low, address):
+    """Load 16 f16 as f32."""
+    return low.half_to_float(low.load(address, ir.VectorType(ELEMENTS["f16"], 16)))
+
+
+@operation(void(int64, f32x16))
+def store_f16x16(low, address, value):
+    """Store 16 f32 as f16, rounded to nearest even."""
+    low.store(address, low.float_to_half(value))
+
+
+@operation(f32x16(int64))
+def load_bf16x16(low, address):
+    """Load 16 bf16 as f32."""
+    wide = low.b.zext(low.load(address, ir.VectorType(I16, 16)), I32X16)
+    return low.b.bitcast(low.b.shl(wide, constant(I32X16, 16)), F32X16)
+
+
+@operation(i32x16(int64))
+def load_u8x16(low, address):
+    """Load 16 unsigned bytes as i32."""
+    return low.b.zext(low.load(address, ir.VectorType(I8, 16)), I32X16)
+
+
+@operation(i32x16(int64))
+def load_i8x16(low, address):
+    """Load 16 signed bytes as i32."""
+    return low.b.sext(low.load(address, ir.VectorType(I8, 16)), I32X16)
+
+
+@operation(void(int64, i32x16))
+def store_i8x16(low, address, value):
+    """Store the low byte of each of 16 lanes."""
+    low.store(address, low.b.trunc(value, ir.VectorType(I8, 16)))
+
+
+@operation(f32x16(int64))
+def broadcast_f32(low, address):
+    """Load one f32 into all lanes."""
+    return low.broadcast(address, F32X16)
+
+
+@operation(void(int64))
+def prefetch(low, address):
+    """Ask for the cache line at ``address``; any address is allowed."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    function = cgutils.get_or_insert_function(low.b.module, kind, "llvm.prefetch.p0")
+    pointer = low.b.inttoptr(address, I8.as_pointer())
+    low.b.call(function, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+
+
+# ---- f32x16 -----------------------------------------------------------------------------------
+
+
+@operation(f32x16(float32))
+def splat(low, scalar):
+    """Return the scalar in all lanes."""
+    return low.splat(scalar, F32X16)
+
+
+@operation(f32x16(f32x16, f32x16))
+def add(low, x, y):
+    """Return ``x + y``."""
+    return low.b.fadd(x, y)
+
+
+@operation(f32x16(f32x16, f32x16))
+def sub(low, x, y):
+    """Return ``x - y``."""
+    return low.b.fsub(x, y)
+
+
+@operation(f32x16(f32x16, f32x16))
+def mul(low, x, y):
+    """Return ``x * y``."""
+    return low.b.fmul(x, y)
+
+
+@operation(f32x16(f32x16, f32x16))
+def div(low, x, y):
+    """Return ``x / y``."""
+    return low.b.fdiv(x, y)
+
+
+@operation(f32x16(f32x16, f32x16, f32x16))
+def fma(low, x, y, z):
+    """Return ``x * y + z``, rounded once."""
+    return low.fma(x, y, z)
+
+
+@operation(f32x16(f32x16, f32x16))
+def maximum(low, x, y):
+    """Return ``x if x > y else y`` per lane."""
+    return low.b.select(low.b.fcmp_ordered(">", x, y), x, y)
+
+
+@operation(f32x16(f32x16, f32x16))
+def minimum(low, x, y):
+    """Return ``x if x < y else y`` per lane."""
+    return low.b.select(low.b.fcmp_ordered("<", x, y), x, y)
+
+
+@operation(f32x16(f32x16))
+def absolute(low, x):
+    """Return ``|x|``."""
+    bits = low.b.and_(low.b.bitcast(x, I32X16), constant(I32X16, 0x7FFFFFFF))
+    return low.b.bitcast(bits, F32X16)
+
+
+@operation(f32x16(f32x16, f32x16, f32x16, f32x16))
+def where_less(low, x, y, if_less, otherwise):
+    """Return ``if_less`` where ``x < y``, else ``otherwise`` (also where either is NaN)."""
+    return low.b.select(low.b.fcmp_ordered("<", x, y), if_less, otherwise)
+
+
+@operation(i32x16(f32x16))
+def round_to_i32(low, x):
+    """Round to the nearest even integer; |x| must be below 2**31."""
+    return low.b.fptosi(low.call("llvm.roundeven.v16f32", F32X16, x), I32X16)
+
+
+@operation(f32x16(f32x16))
+def round_even(low, x):
+    """Round to the nearest even integer, as f32."""
+    return low.call("llvm.roundeven.v16f32", F32X16, x)
+
+
+@operation(float32(f32x16))
+def sum_lanes(low, x):
+    """Return the sum of the lanes, halves added until one is left."""
+    n = 16
+    while n > 1:
+        n //= 2
+        x = low.b.fadd(low.part(x, 0, n), low.part(x, 1, n))
+    return low.b.extract_element(x, ir.Constant(I32, 0))
+
+
+@operation(float32(f32x16))
+def max_lanes(low, x):
+    """Return the largest lane (no NaN)."""
+    n = 16
+    while n > 1:
+        n //= 2
+        left, right = low.part(x, 0, n), low.part(x, 1, n)
+        x = low.b.select(low.b.fcmp_ordered(">", left, right), left, right)
+    return low.b.extract_element(x, ir.Constant(I32, 0))
+
+
+@operation(float32(float32))
+def sqrt(low, x):
+    """Return the correctly rounded square root of a scalar."""
+    return low.call("llvm.sqrt.f32", F32, x)
+
+
+# ---- i32x16 -----------------------------------------------------------------------------------
+
+
+@operation(i32x16(int64))
+def splat_i32(low, scalar):
+    """Return the scalar's low 32 bits in all lanes."""
+    return low.splat(low.b.trunc(scalar, I32), I32X16)
+
+
+@operation(i32x16(i32x16, i32x16))
+def add_i32(low, x, y):
+    """Return ``x + y``."""
+    return low.b.add(x, y)
+
+
+@operation(i32x16(i32x16, i32x16))
+def sub_i32(low, x, y):
+    """Return ``x - y``."""
+    return low.b.sub(x, y)
+
+
+@operation(i32x16(i32x16, i32x16))
+def or_i32(low, x, y):
+    """Return ``x | y``."""
+    return low.b.or_(x, y)
+
+
+@operation(i32x16(i32x16, int64))
+def and_i32(low, x, mask):
+    """Return ``x & mask``."""
+    return low.b.and_(x, low.splat(low.b.trunc(mask, I32), I32X16))
+
+
+@operation(i32x16(i32x16, int64))
+def shift_right(low, x, count):
+    """Return ``x >> count``, zeros shifted in."""
+    return low.b.lshr(x, low.splat(low.b.trunc(count, I32), I32X16))
+
+
+@operation(i32x16(i32x16, int64))
+def shift_left(low, x, count):
+    """Return ``x << count``."""
+    return low.b.shl(x, low.splat(low.b.trunc(count, I32), I32X16))
+
+
+@operation(f32x16(i32x16))
+def to_f32(low, x):
+    """Convert signed lanes to f32."""
+    return low.b.sitofp(x, F32X16)
+
+
+@operation(f32x16(i32x16))
+def as_f32(low, x):
+    """Return the same bits as f32."""
+    return low.b.bitcast(x, F32X16)
+
+
+@operation(int64(i32x16))
+def sum_lanes_i32(low, x):
+    """Return the sum of the lanes."""
+    n = 16
+    while n > 1:
+        n //= 2
+        x = low.b.add(low.part(x, 0, n), low.part(x, 1, n))
+    return low.b.sext(low.b.extract_element(x, ir.Constant(I32, 0)), I64)
+
+
+# ---- weight bytes -----------------------------------------------------------------------------
+
+
+def _pack(low: Lowering, vectors: list[Any]) -> Any:
+    array: Any = ir.Constant(ir.ArrayType(I8X64, len(vectors)), ir.Undefined)
+    for i, vector in enumerate(vectors):
+        array = low.b.insert_value(array, vector, i)
+    return array
+
+
+def _nibbles(low: Lowering, q4: Any) -> list[Any]:
+    vectors = []
+    for v in range(4):
+        packed = low.load(low.at(q4, 64 * v), I8X64, 64)
+        vectors += [low.bits(packed, 0, 4), low.bits(packed, 4, 4)]
+    return vectors
+
+
+@operation(quants_t(int64))
+def load_4bit(low, q4):
+    """Unpack 16 x 32 weights of 4 bits (256 bytes)."""
+    return _pack(low, _nibbles(low, q4))
+
+
+@operation(quants_t(int64, int64))
+def load_5bit(low, q4, q1):
+    """Unpack 16 x 32 weights of 5 bits: nibbles (256 bytes) and high bits (64 bytes)."""
+    high = low.load(q1, I8X64, 64)
+    low_bits = _nibbles(low, q4)
+    return _pack(low, [low.b.or_(w, low.bits(high, k, 1, 4)) for k, w in enumerate(low_bits)])
+
+
+@operation(quants_t(int64, int64))
+def load_6bit(low, q4, q2):
+    """Unpack 16 x 32 weights of 6 bits: nibbles (256 bytes) and the two high bits (128 bytes)."""
+    high = [low.load(low.at(q2, 64 * v), I8X64, 64) for v in range(2)]
+    low_bits = _nibbles(low, q4)
+    return _pack(low, [low.b.or_(w, low.bits(high[k // 4], 2 * (k % 4), 2, 4)) for k, w in enumerate(low_bits)])
+
+
+@operation(quants_t(int64))
+def load_2bit(low, q2):
+    """Unpack 16 x 32 weights of 2 bits (128 bytes)."""
+    packed = [low.load(low.at(q2, 64 * v), I8X64, 64) for v in range(2)]
+    return _pack(low, [low.bits(packed[k // 4], 2 * (k % 4), 2) for k in range(8)])
+
+
+@operation(quants_t(int64, int64))
+def load_3bit(low, q2, q1):
+    """Unpack 16 x 32 weights of 3 bits: low bits (128 bytes) and high bits (64 bytes)."""
+    packed = [low.load(low.at(q2, 64 * v), I8X64, 64) for v in range(2)]
+    high = low.load(q1, I8X64, 64)
+    vectors = []
+    for k in range(8):
+        low_bits = low.bits(packed[k // 4], 2 * (k % 4), 2)
+        vectors.append(low.b.or_(low_bits, low.bits(high, k, 1, 2)))
+    return _pack(low, vectors)
+
+
+@operation(quants_t(int64))
+def load_signed_8bit(low, q8):
+    """Load 16 x 32 signed weights of 8 bits (512 bytes)."""
+    return _pack(low, [low.signed_operand(low.load(low.at(q8, 64 * v), I8X64, 64)) for v in range(8)])
+
+
+def load_table(table: tuple[int, ...]) -> Any:
+    """Return an operation that unpacks 16 x 32 indices of 4 bits and looks them up in ``table`` (signed bytes)."""
+
+    @operation(quants_t(int64))
+    def load_4bit_table(low, q4):
+        return _pack(low, [low.lookup16(index, table) for index in _nibbles(low, q4)])
+
+    return load_4bit_table
+
+
+# ---- threads and calls ------------------------------------------------------------------------
+
+
+@operation(int64(int64, int64))
+def atomic_add(low, address, value):
+    """Add to 8 bytes atomically; return the value before."""
+    return low.b.atomic_rmw("add", low.b.inttoptr(address, I64.as_pointer()), value, "seq_cst")
+
+
+@operation(int64(int64))
+def atomic_load(low, address):
+    """Load 8 bytes atomically."""
+    return low.b.load_atomic(low.b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)
+
+
+@operation(void(int64, int64))
+def atomic_store(low, address, value):
+    """Store 8 bytes atomically, visible after everything stored before."""
+    low.b.store_atomic(value, low.b.inttoptr(address, I64.as_pointer()), "seq_cst", 8)
+
+
+@operation(void())
+def pause(low):
+    """Tell the core that this is a spin loop."""
+    if low.target.is_arm:
+        low.call("llvm.aarch64.isb", ir.VoidType(), ir.Constant(I32, 15))  # 'yield' is nearly a nop there
+    else:
+        low.call("llvm.x86.sse2.pause", ir.VoidType())
+
+
+@operation(void(int64, int64, int64, int64, int64))
+def call_kernel(low, function, record, batch, worker, n_worker):
+    """Call a kernel through its address."""
+    kind = ir.FunctionType(ir.VoidType(), [I64] * 4)
+    low.b.call(low.b.inttoptr(function, kind.as_pointer()), [record, batch, worker, n_worker])
+
+
+@operation(int64(int64))
+def call_address(low, function):
+    """Call a C function without arguments through its address."""
+    kind = ir.FunctionType(I64, [])
+    return low.b.call(low.b.inttoptr(function, kind.as_pointer()), [])
+
+
+def stack_bytes(n_bytes: int) -> Any:
+    """Return an operation that gives the address of ``n_bytes`` of the caller's stack, 64-byte aligned."""
+
+    @operation(int64())
+    def stack(low):
+        with low.b.goto_entry_block():
+            area = low.b.alloca(ir.ArrayType(I8, n_bytes))
+            area.align = 64
+        return low.b.ptrtoint(area, I64)
+
+    return stack
