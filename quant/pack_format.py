@@ -1,0 +1,186 @@
+"""Which arrays a packed weight matrix consists of, for every type that kernels read directly.
+
+Lanes are output rows: 16 rows side by side form a *row group*. Rows are padded with zero blocks to
+a multiple of 16. A *group* is 32 columns of a row group, cut into eight vectors of 64 bytes: vector
+``k`` holds columns ``4k .. 4k+3`` of 16 rows, and byte ``4 * row + column % 4`` of a vector belongs to
+one weight. Every part is an array of its own, C-contiguous, starting at a multiple of 64 bytes.
+
+====  ===================================  =====================================================
+part  dtype, shape                         meaning
+====  ===================================  =====================================================
+q4    u8 [n_rowgroup, n_group, 4, 64]      byte of vector v: low nibble vector 2v, high nibble 2v+1
+q1    u8 [n_rowgroup, n_group, 64]         bit k: one more (the highest) bit of vector k
+q2    u8 [n_rowgroup, n_group, 2, 64]      bits 2i, 2i+1 of the byte of vector v: vector 4v+i
+q8    i8 [n_rowgroup, n_group, 8, 64]      one byte a weight
+d     f16 [n_rowgroup, n_block, 16]        scale of a block (a super-block of 256 for K types)
+dm    f16 [n_rowgroup, n_block, 2, 16]     scale, then minimum (legacy) or scale of minima (K)
+e     u8 [n_rowgroup, n_block, 16]         exponent of a power of two (MXFP4)
+s8    i8 [n_rowgroup, n_super, 16, 16]     scales of 16 sub-blocks, 16 rows each (Q6_K)
+s4    u8 [n_rowgroup, n_super, 16, 16]     low nibble scale, high nibble minimum (Q2_K)
+s6    u8 [n_rowgroup, n_super, 192 or 96]  6-bit scales, see below
+w     [n_rowgroup, n_col, 16]              u16 (F16, BF16) or f32 (F32)
+====  ===================================  =====================================================
+
+s6, rows innermost (``[n][16 rows]``):
+
+* Q4_K, Q5_K: bytes 0..127 are [8] ``(sc_s & 15) | (m_s & 15) << 4``; bytes 128..191 are [4]
+  ``sc_s >> 4 | (m_s >> 4) << 2 | (sc_{s+4} >> 4) << 4 | (m_{s+4} >> 4) << 6``.
+* Q3_K, 16 scales v: bytes 0..127 are [8] ``(v_s & 15) | (v_{s+8} & 15) << 4``; bytes 128..191 are [4]
+  ``v_s >> 4 | (v_{s+4} >> 4) << 2 | (v_{s+8} >> 4) << 4 | (v_{s+12} >> 4) << 6``.
+* IQ4_XS, 8 scales v: bytes 0..63 are [4] ``(v_s & 15) | (v_{s+4} & 15) << 4``; bytes 64..95 are [2]
+  ``v_s >> 4 | (v_{s+2} >> 4) << 2 | (v_{s+4} >> 4) << 4 | (v_{s+6} >> 4) << 6``.
+
+``unpack`` in ``unpack.py`` is the specification of how weights follow from the parts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.errors import FormatError
+from ..formats.ggml_types import BLOCK, GgmlType
+
+ROW_LANES = 16  # output rows side by side in a vector
+PART_ALIGN = 64  # bytes; the widest vector register and a cache line
+
+
+@dataclass(frozen=True, slots=True)
+class PartSpec:
+    """One array of a packed format: ``shape = [n_rowgroup, n_col // n_unit, *tail]``."""
+
+    name: str
+    dtype: np.dtype[Any]
+    n_unit: int  # columns that one step of the second dimension covers
+    tail: tuple[int, ...]
+
+    def shape(self, n_row: int, n_col: int) -> tuple[int, ...]:
+        """Return the shape for a matrix of ``n_row`` by ``n_col`` weights."""
+        return (row_groups(n_row), n_col // self.n_unit, *self.tail)
+
+
+@dataclass(frozen=True, slots=True)
+class PackedFormat:
+    """The kernel layout of one GGML type."""
+
+    ggml_type: GgmlType
+    parts: tuple[PartSpec, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the GGML type, such as ``Q4_K``."""
+        return self.ggml_type.name
+
+    def n_bytes(self, n_row: int, n_col: int) -> int:
+        """Return the bytes of all parts, padded rows included, without allocating."""
+        return sum(p.dtype.itemsize * prod(p.shape(n_row, n_col)) for p in self.parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedTensor:
+    """A weight matrix ``[n_row, n_col]`` in the kernel layout."""
+
+    name: str
+    format: PackedFormat
+    n_row: int
+    n_col: int
+    parts: dict[str, NDArray[Any]]
+
+    @property
+    def n_rowgroup(self) -> int:
+        """Number of groups of 16 rows, the last one padded."""
+        return row_groups(self.n_row)
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.nbytes for part in self.parts.values())
+
+
+def row_groups(n_row: int) -> int:
+    """Return how many groups of 16 rows hold ``n_row`` rows."""
+    return -(-n_row // ROW_LANES)
+
+
+def _format(ggml_type: GgmlType, *names: str, s6_bytes: int = 192) -> PackedFormat:
+    block = BLOCK[ggml_type][0]
+    float_dtype = np.dtype(np.float32 if ggml_type is GgmlType.F32 else np.uint16)
+    table = {
+        "q4": PartSpec("q4", np.dtype(np.uint8), 32, (4, 64)),
+        "q1": PartSpec("q1", np.dtype(np.uint8), 32, (64,)),
+        "q2": PartSpec("q2", np.dtype(np.uint8), 32, (2, 64)),
+        "q8": PartSpec("q8", np.dtype(np.int8), 32, (8, 64)),
+        "d": PartSpec("d", np.dtype(np.float16), block, (ROW_LANES,)),
+        "dm": PartSpec("dm", np.dtype(np.float16), block, (2, ROW_LANES)),
+        "e": PartSpec("e", np.dtype(np.uint8), block, (ROW_LANES,)),
+        "s8": PartSpec("s8", np.dtype(np.int8), block, (16, ROW_LANES)),
+        "s4": PartSpec("s4", np.dtype(np.uint8), block, (16, ROW_LANES)),
+        "s6": PartSpec("s6", np.dtype(np.uint8), block, (s6_bytes,)),
+        "w": PartSpec("w", float_dtype, 1, (ROW_LANES,)),
+    }
+    return PackedFormat(ggml_type, tuple(table[name] for name in names))
+
+
+PACKED_FORMATS: dict[GgmlType, PackedFormat] = {
+    f.ggml_type: f
+    for f in (
+        _format(GgmlType.Q4_0, "q4", "d"),
+        _format(GgmlType.Q4_1, "q4", "dm"),
+        _format(GgmlType.Q5_0, "q4", "q1", "d"),
+        _format(GgmlType.Q5_1, "q4", "q1", "dm"),
+        _format(GgmlType.Q8_0, "q8", "d"),
+        _format(GgmlType.Q2_K, "q2", "s4", "dm"),
+        _format(GgmlType.Q3_K, "q2", "q1", "s6", "d"),
+        _format(GgmlType.Q4_K, "q4", "s6", "dm"),
+        _format(GgmlType.Q5_K, "q4", "q1", "s6", "dm"),
+        _format(GgmlType.Q6_K, "q4", "q2", "s8", "d"),
+        _format(GgmlType.IQ4_NL, "q4", "d"),
+        _format(GgmlType.IQ4_XS, "q4", "s6", "d", s6_bytes=96),
+        _format(GgmlType.MXFP4, "q4", "e"),
+        _format(GgmlType.F16, "w"),
+        _format(GgmlType.BF16, "w"),
+        _format(GgmlType.F32, "w"),
+    )
+}
+
+
+def packed_format(name: str, ggml_type: GgmlType, n_row: int, n_col: int) -> PackedFormat:
+    """Return the format for a matrix, after checking that its shape is possible.
+
+    Raises:
+        FormatError: kernels do not read this type, or the shape does not fit its blocks.
+    """
+    chosen = PACKED_FORMATS.get(ggml_type)
+    if chosen is None:
+        known = ", ".join(t.name for t in PACKED_FORMATS)
+        raise FormatError(f"tensor '{name}': no kernel layout for type {ggml_type.name}, expected one of {known}")
+    n_weight = BLOCK[ggml_type][0]
+    if n_row < 1 or n_col < 1 or n_col % n_weight:
+        raise FormatError(
+            f"tensor '{name}' has {n_row} rows of {n_col} columns,"
+            f" expected at least one row and a multiple of {n_weight} columns for {ggml_type.name}"
+        )
+    return chosen
+
+
+def allocate(name: str, ggml_type: GgmlType, n_row: int, n_col: int) -> PackedTensor:
+    """Return a packed tensor whose parts are allocated but not yet filled (pages are untouched).
+
+    Raises:
+        FormatError: kernels do not read this type, or the shape does not fit its blocks.
+    """
+    chosen = packed_format(name, ggml_type, n_row, n_col)
+    parts = {p.name: aligned_empty(p.shape(n_row, n_col), p.dtype) for p in chosen.parts}
+    return PackedTensor(name, chosen, n_row, n_col, parts)
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return an uninitialised C-contiguous array whose address is a multiple of 64 bytes."""
+    n_bytes = prod(shape) * dtype.itemsize
+    raw = np.empty(n_bytes + PART_ALIGN, np.uint8)
+    start = -raw.ctypes.data % PART_ALIGN
+    return raw[start : start + n_bytes].view(dtype).reshape(shape)

@@ -1,0 +1,203 @@
+"""The meaning of packed parts: the weights that a kernel must see, computed with NumPy alone.
+
+This is the specification that tests hold kernels and packing against; nothing at run time needs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.ggml_types import GgmlType
+from .pack_format import ROW_LANES, PackedTensor
+from .tables import E2M1_VALUES, IQ4_VALUES, e8m0_half
+
+F32 = NDArray[np.float32]
+Parts = dict[str, NDArray[Any]]
+
+
+def unpack(packed: PackedTensor) -> F32:
+    """Return the weights ``f32 [n_row, n_col]``, from the parts alone.
+
+    Equal to ``dequantize`` of the original blocks in every bit (payloads of NaNs excepted).
+    """
+    with np.errstate(all="ignore"):  # damaged files hold infinite scales; the result is what IEEE 754 says
+        rows = _WEIGHTS[packed.format.ggml_type](packed.parts)
+    # Padded rows are dropped.
+    return np.ascontiguousarray(rows.reshape(-1, packed.n_col)[: packed.n_row])
+
+
+def _rows(vectors: NDArray[Any]) -> NDArray[Any]:
+    """Turn ``[n_rowgroup, n_group, 8, 64]`` into ``[n_rowgroup, 16, n_col]``."""
+    r, g = vectors.shape[:2]
+    return vectors.reshape(r, g, 8, ROW_LANES, 4).transpose(0, 3, 1, 2, 4).reshape(r, ROW_LANES, g * 32)
+
+
+def _low4(parts: Parts) -> NDArray[np.uint8]:
+    q4 = parts["q4"]
+    return _rows(np.stack([q4 & 0x0F, q4 >> 4], axis=3))
+
+
+def _low2(parts: Parts) -> NDArray[np.uint8]:
+    q2 = parts["q2"]
+    return _rows(np.stack([(q2 >> (2 * i)) & 3 for i in range(4)], axis=3))
+
+
+def _high1(parts: Parts) -> NDArray[np.uint8]:
+    q1 = parts["q1"]
+    return _rows(np.stack([(q1 >> k) & 1 for k in range(8)], axis=2))
+
+
+def _f32(scale: NDArray[Any]) -> F32:
+    return scale.astype(np.float32)
+
+
+def _per_row(values: NDArray[Any]) -> NDArray[Any]:
+    """Turn ``[n_rowgroup, n, 16]`` into ``[n_rowgroup, 16, n]``."""
+    return values.transpose(0, 2, 1)
+
+
+def _blocks(q: NDArray[Any], n: int) -> F32:
+    """Split columns into ``n`` blocks: ``[n_rowgroup, 16, n, n_weight]``."""
+    return q.reshape(q.shape[0], ROW_LANES, n, -1).astype(np.float32)
+
+
+def _scaled(d: NDArray[Any], q: NDArray[Any]) -> F32:
+    """Return ``d * q``, d being ``[n_rowgroup, n_block, 16]``."""
+    d = _f32(_per_row(d))
+    return d[..., None] * _blocks(q, d.shape[2])
+
+
+def _with_min(dm: NDArray[Any], q: NDArray[Any]) -> F32:
+    d, m = (_f32(_per_row(dm[:, :, i])) for i in range(2))
+    return d[..., None] * _blocks(q, d.shape[2]) + m[..., None]
+
+
+def _sub_blocks(d: NDArray[Any], scales: NDArray[Any]) -> F32:
+    """Return the effective scale of every sub-block, ``[n_rowgroup, 16, n_super * n_sub]``.
+
+    Args:
+        d: scale of the super-block, ``[n_rowgroup, n_super, 16]``.
+        scales: integers, ``[n_rowgroup, n_super, n_sub, 16]``.
+    """
+    effective = _f32(d)[:, :, None] * _f32(scales)
+    return effective.transpose(0, 3, 1, 2).reshape(d.shape[0], ROW_LANES, -1)
+
+
+def _k_with_min(dm: NDArray[Any], scales: NDArray[Any], mins: NDArray[Any], q: NDArray[Any]) -> F32:
+    d, m = _sub_blocks(dm[:, :, 0], scales), _sub_blocks(dm[:, :, 1], mins)
+    return d[..., None] * _blocks(q, d.shape[2]) - m[..., None]
+
+
+def _k_signed(d: NDArray[Any], scales: NDArray[Any], q: NDArray[Any]) -> F32:
+    effective = _sub_blocks(d, scales)
+    return effective[..., None] * _blocks(q, effective.shape[2])
+
+
+def _q4_k_scales(s6: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return scales and minima of Q4_K and Q5_K, ``[n_rowgroup, n_super, 8, 16]`` each."""
+    low = s6[..., :128].reshape(*s6.shape[:2], 8, ROW_LANES)
+    high = s6[..., 128:].reshape(*s6.shape[:2], 4, ROW_LANES)
+    sc_high = np.concatenate([high & 3, (high >> 4) & 3], axis=2)
+    m_high = np.concatenate([(high >> 2) & 3, high >> 6], axis=2)
+    return (low & 15) | (sc_high << 4), (low >> 4) | (m_high << 4)
+
+
+def _scales_6(s6: NDArray[Any], n: int) -> NDArray[Any]:
+    """Return ``n`` 6-bit scales of Q3_K (16) or IQ4_XS (8), less 32: ``[n_rowgroup, n_super, n, 16]``."""
+    low = s6[..., : 8 * n].reshape(*s6.shape[:2], n // 2, ROW_LANES)
+    high = s6[..., 8 * n :].reshape(*s6.shape[:2], n // 4, ROW_LANES)
+    low = np.concatenate([low & 15, low >> 4], axis=2)
+    high = np.concatenate([(high >> (2 * i)) & 3 for i in range(4)], axis=2)
+    return (low | (high << 4)).astype(np.int8) - np.int8(32)
+
+
+def _q4_0(p: Parts) -> F32:
+    return _scaled(p["d"], _low4(p).astype(np.int8) - np.int8(8))
+
+
+def _q4_1(p: Parts) -> F32:
+    return _with_min(p["dm"], _low4(p))
+
+
+def _q5(p: Parts) -> NDArray[np.uint8]:
+    return _low4(p) | (_high1(p) << 4)
+
+
+def _q5_0(p: Parts) -> F32:
+    return _scaled(p["d"], _q5(p).astype(np.int8) - np.int8(16))
+
+
+def _q5_1(p: Parts) -> F32:
+    return _with_min(p["dm"], _q5(p))
+
+
+def _q8_0(p: Parts) -> F32:
+    return _scaled(p["d"], _rows(p["q8"]))
+
+
+def _q2_k(p: Parts) -> F32:
+    return _k_with_min(p["dm"], p["s4"] & 15, p["s4"] >> 4, _low2(p))
+
+
+def _q3_k(p: Parts) -> F32:
+    return _k_signed(p["d"], _scales_6(p["s6"], 16), (_low2(p) | (_high1(p) << 2)).astype(np.int8) - np.int8(4))
+
+
+def _q4_k(p: Parts) -> F32:
+    return _k_with_min(p["dm"], *_q4_k_scales(p["s6"]), _low4(p))
+
+
+def _q5_k(p: Parts) -> F32:
+    return _k_with_min(p["dm"], *_q4_k_scales(p["s6"]), _q5(p))
+
+
+def _q6_k(p: Parts) -> F32:
+    return _k_signed(p["d"], p["s8"], (_low4(p) | (_low2(p) << 4)).astype(np.int8) - np.int8(32))
+
+
+def _iq4_nl(p: Parts) -> F32:
+    return _scaled(p["d"], np.array(IQ4_VALUES, np.int8)[_low4(p)])
+
+
+def _iq4_xs(p: Parts) -> F32:
+    return _k_signed(p["d"], _scales_6(p["s6"], 8), np.array(IQ4_VALUES, np.int8)[_low4(p)])
+
+
+def _mxfp4(p: Parts) -> F32:
+    return _scaled(e8m0_half(p["e"]), np.array(E2M1_VALUES, np.int8)[_low4(p)])
+
+
+def _f16(p: Parts) -> F32:
+    return _f32(_per_row(p["w"].view(np.float16)))
+
+
+def _bf16(p: Parts) -> F32:
+    return (_per_row(p["w"]).astype(np.uint32) << 16).view(np.float32)
+
+
+def _float32(p: Parts) -> F32:
+    return _per_row(p["w"])
+
+
+_WEIGHTS: dict[GgmlType, Callable[[Parts], F32]] = {
+    GgmlType.Q4_0: _q4_0,
+    GgmlType.Q4_1: _q4_1,
+    GgmlType.Q5_0: _q5_0,
+    GgmlType.Q5_1: _q5_1,
+    GgmlType.Q8_0: _q8_0,
+    GgmlType.Q2_K: _q2_k,
+    GgmlType.Q3_K: _q3_k,
+    GgmlType.Q4_K: _q4_k,
+    GgmlType.Q5_K: _q5_k,
+    GgmlType.Q6_K: _q6_k,
+    GgmlType.IQ4_NL: _iq4_nl,
+    GgmlType.IQ4_XS: _iq4_xs,
+    GgmlType.MXFP4: _mxfp4,
+    GgmlType.F16: _f16,
+    GgmlType.BF16: _bf16,
+    GgmlType.F32: _float32,
+}
