@@ -19,8 +19,9 @@ class LlmrunError(Exception):
     """Base of every error that is the user's to solve; the message is one line."""
 
     def __str__(self) -> str:
-        """Return the message on one line, whatever a file name or tensor name contains."""
-        return " ".join(super().__str__().split("\n"))
+        """Return the message on one line of printable text, whatever a file name or tensor name contains."""
+        text = " ".join(super().__str__().split("\n"))
+        return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class ConfigError(LlmrunError):
@@ -33,3 +34,9 @@ class FormatError(LlmrunError):
 
 class CapacityError(LlmrunError):
     """The machine has too little memory, disk or context for what was asked."""
+
+
+def quote(name: str | bytes) -> str:
+    """Return a name from a file for use in a message: in quotes, printable, at most about 100 characters."""
+    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
+    return repr(text) if len(text) <= 100 else repr(text[:100]) + "…"
