@@ -1,0 +1,26 @@
+"""Locally typical sampling: keep the candidates whose surprise is nearest to the entropy."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .candidates import Candidates, leading_mass
+from .portable_math import exp, fixed_sum, ln_scalar
+from .temperature import entropy
+
+
+def typical(candidates: Candidates, p: float, min_keep: int = 0) -> Candidates:
+    """Keep the fewest candidates with the smallest |-ln(probability) - entropy| that have more than p together.
+
+    Of equal ones, the smallest ids. p >= 1 keeps all.
+
+    Source: Meister et al., arXiv 2202.00666; llama.cpp, ``llama_sampler_typical_apply``.
+    """
+    if p >= 1.0:
+        return candidates
+    top = float(candidates.logits.max())
+    mass = exp(candidates.logits, top)
+    total = fixed_sum(mass)
+    surprise = ln_scalar(total) - (candidates.logits.astype(np.float64) - top)  # -ln(probability) [n]
+    distance = np.abs(surprise - entropy(candidates))
+    return candidates.keep(leading_mass(-distance, mass, p * total, min_keep, is_strict=True))
