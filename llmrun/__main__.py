@@ -1,5 +1,7 @@
 """``python -m llmrun``."""
 
+import sys
+
 from .cli.app import main
 
-main()
+sys.exit(main())

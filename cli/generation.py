@@ -1,0 +1,192 @@
+"""From command-line options to the engine's own objects; shared by the commands that generate text."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..formats.errors import ConfigError
+from .options import LoadOptions, SamplingOptions
+from .render.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine, GeneratedToken, GenerationParams, GenerationStats, Session
+    from ..runtime.sampling.settings import SamplerSettings
+
+_LOGIT_BIAS = re.compile(r"([0-9]{1,9})([+-])((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf)")
+
+
+def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -> Engine:
+    """Open a model, with a progress bar where that takes long.
+
+    Args:
+        path: the GGUF file.
+        options: how to open it.
+        n_ctx: context in tokens; None: what ``options`` say.
+
+    Raises:
+        LlmrunError: whatever the engine finds wrong with the file, the options or the machine.
+    """
+    from ..runtime.engine import Engine  # here: --help must not pay for the engine
+
+    with ProgressBar(f"loading {path.name}", delay_s=0.5) as progress:
+        return Engine.open(
+            path,
+            n_ctx=n_ctx if n_ctx is not None else options.ctx_size or None,
+            n_threads=options.threads or None,
+            n_ubatch=options.ubatch_size,
+            use_mmap=options.mmap,
+            tokenizer_pre=options.override_pre,
+            on_progress=progress,
+        )
+
+
+def choose_seed(seed: int) -> int:
+    """Return the seed to use: the given one, or a random one for -1."""
+    return secrets.randbits(32) if seed < 0 else seed
+
+
+def sampler_settings(options: SamplingOptions) -> SamplerSettings:
+    """Return the sampler chain's settings.
+
+    Raises:
+        ConfigError: a value that no sampler takes.
+    """
+    from ..runtime.sampling.settings import SamplerSettings
+
+    values: dict[str, Any] = {
+        "temperature": options.temp,
+        "top_k": options.top_k,
+        "top_p": options.top_p,
+        "min_p": options.min_p,
+        "typical_p": options.typical,
+        "top_n_sigma": options.top_nsigma,
+        "xtc_probability": options.xtc_probability,
+        "xtc_threshold": options.xtc_threshold,
+        "repeat_last_n": options.repeat_last_n,
+        "repeat_penalty": options.repeat_penalty,
+        "presence_penalty": options.presence_penalty,
+        "frequency_penalty": options.frequency_penalty,
+        "dry_multiplier": options.dry_multiplier,
+        "dry_base": options.dry_base,
+        "dry_allowed_length": options.dry_allowed_length,
+        "dry_penalty_last_n": options.dry_penalty_last_n,
+        "dynatemp_range": options.dynatemp_range,
+        "dynatemp_exponent": options.dynatemp_exp,
+        "logit_bias": parse_logit_bias(options.logit_bias or []),
+    }
+    if options.dry_sequence_breaker:
+        values["dry_sequence_breakers"] = tuple(text for text in options.dry_sequence_breaker if text != "none")
+    if options.samplers is not None:
+        values["samplers"] = tuple(name.strip() for name in options.samplers.split(";") if name.strip())
+    return SamplerSettings(**values)
+
+
+def parse_logit_bias(items: list[str]) -> tuple[tuple[int, float], ...]:
+    """Read ``15043+1`` and ``15043-inf``: a token id and what is added to its logit.
+
+    Raises:
+        ConfigError: an item is written differently.
+    """
+    biases = []
+    for item in items:
+        match = _LOGIT_BIAS.fullmatch(item)
+        if match is None:
+            raise ConfigError(f"--logit-bias {item!r}: expected a token id, a sign and a number, such as 15043-1.5")
+        biases.append((int(match[1]), float(match[2] + match[3])))
+    return tuple(biases)
+
+
+def generation_params(
+    options: SamplingOptions, *, seed: int, n_logprobs: int = 0, max_tokens: int | None = None
+) -> GenerationParams:
+    """Return the engine's parameters for one answer.
+
+    Args:
+        options: the command line's sampling options.
+        seed: the seed, already chosen.
+        n_logprobs: likeliest tokens to report with each generated one.
+        max_tokens: limit where the options set none.
+    """
+    from ..runtime.engine import GenerationParams
+
+    return GenerationParams(
+        sampler=sampler_settings(options),
+        seed=seed,
+        max_tokens=max_tokens if options.predict < 0 else options.predict,
+        stop=tuple(text for text in options.reverse_prompt or () if text),
+        n_logprobs=n_logprobs,
+        ignore_eos=options.ignore_eos,
+    )
+
+
+def parse_template_kwargs(text: str | None) -> dict[str, Any]:
+    """Read the JSON object of ``--chat-template-kwargs``.
+
+    Raises:
+        ConfigError: it is not a JSON object.
+    """
+    if text is None:
+        return {}
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"--chat-template-kwargs: not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"--chat-template-kwargs: expected a JSON object, got {text!r}")
+    reserved = sorted(value.keys() & {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+    if reserved:
+        raise ConfigError(f"--chat-template-kwargs: {', '.join(reserved)} cannot be set this way")
+    return value
+
+
+def generate(session: Session, ids: list[int], params: GenerationParams) -> Iterator[GeneratedToken]:
+    """Yield the tokens of one answer, with a progress bar while a long prompt is read.
+
+    Closing this generator closes the engine's, so that ``session.stats`` is complete afterwards.
+    """
+    with ProgressBar("reading the prompt") as progress:
+        on_prefill: Callable[[int, int], None] = lambda done, total: progress("reading the prompt", done, total)  # noqa: E731
+        tokens = session.generate(ids, params, on_prefill=on_prefill)
+        try:
+            token = next(tokens, None)
+        except BaseException:
+            tokens.close()  # type: ignore[attr-defined]  # it is a generator
+            raise
+    try:
+        while token is not None:
+            yield token
+            token = next(tokens, None)
+    finally:
+        tokens.close()  # type: ignore[attr-defined]
+
+
+def stats_line(stats: GenerationStats, *, n_used: int, n_ctx: int) -> str:
+    """Return the one line about an answer: speeds, time to first token, context used."""
+    parts = []
+    n_computed = stats.n_prompt - stats.n_cached
+    cached = f", {stats.n_cached} cached" if stats.n_cached else ""
+    parts.append(f"prefill {stats.prefill_tps:.1f} tok/s ({n_computed} tokens{cached})")
+    if stats.n_generated > 1:
+        parts.append(f"decode {stats.decode_tps:.1f} tok/s ({stats.n_generated} tokens)")
+    parts.append(f"first token {stats.first_token_s:.2f} s")
+    parts.append(f"context {n_used}/{n_ctx}")
+    return " · ".join(parts)
+
+
+def timings(stats: GenerationStats) -> dict[str, Any]:
+    """Return the numbers of ``--json``: counts of tokens, seconds, tokens per second."""
+    return {
+        "n_prompt": stats.n_prompt,
+        "n_cached": stats.n_cached,
+        "n_generated": stats.n_generated,
+        "prefill_s": round(stats.prefill_s, 6),
+        "first_token_s": round(stats.first_token_s, 6),
+        "decode_s": round(stats.decode_s, 6),
+        "prefill_tps": round(stats.prefill_tps, 3),
+        "decode_tps": round(stats.decode_tps, 3),
+    }

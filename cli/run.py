@@ -1,0 +1,138 @@
+"""``llmrun run``: one answer on standard output, and nothing else there."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..formats.errors import ConfigError
+from .generation import choose_seed, generate, generation_params, open_engine, parse_template_kwargs, stats_line, timings
+from .model_ref import resolve
+from .options import LoadOptions, Model, PromptOptions, SamplingOptions
+from .render.text import escaped, printable, styled
+from .text_input import argument_text, choose_text
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine, GeneratedToken
+
+MAX_LOGPROBS = 1000
+
+
+def run(
+    model: Model,
+    loading: LoadOptions,
+    sampling: SamplingOptions,
+    prompting: PromptOptions,
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; '-' or a pipe: standard input.", show_default=False),
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.", show_default=False)
+    ] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")] = False,
+    parse_special: Annotated[
+        bool, typer.Option("--parse-special", help="With --raw: text such as <|im_end|> means the special token.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    logprobs: Annotated[
+        int, typer.Option("--logprobs", min=0, max=MAX_LOGPROBS, metavar="K", help="With --json: the K likeliest tokens at each step.")
+    ] = 0,
+) -> None:
+    """Answer one prompt.
+
+    The answer goes to standard output, everything else to standard error. The chat template of the
+    model is used where it has one; --raw continues the text instead.
+    """
+    if logprobs and not as_json:
+        raise typer.BadParameter("needs --json", param_hint="--logprobs")
+    if parse_special and not raw:
+        raise typer.BadParameter("needs --raw: the text of a chat turn never holds special tokens", param_hint="--parse-special")
+    kwargs = parse_template_kwargs(prompting.chat_template_kwargs)
+    text = choose_text(prompt, file, where="-p/--prompt")
+    seed = choose_seed(sampling.seed)
+    params = generation_params(sampling, seed=seed, n_logprobs=logprobs)
+    with open_engine(resolve(model), loading) as engine:
+        notices = list(engine.notices)
+        if raw or engine.template is None:
+            if not raw:
+                notices.append("the model has no chat template: the prompt is continued as it is (--raw)")
+            if prompting.system_prompt is not None:
+                raise ConfigError("--system-prompt needs a chat template")
+            ids = engine.tokenizer.encode(text, parse_special=parse_special)
+        else:
+            ids = _chat_ids(engine, text, prompting.system_prompt, kwargs)
+        if not ids:
+            raise ConfigError("the prompt is empty")
+        if sampling.seed < 0 and not as_json:
+            notices.append(f"seed {seed}")
+        for notice in notices:
+            print(styled(escaped(notice), "dim", sys.stderr), file=sys.stderr)
+        session = engine.session()
+        try:
+            tokens = _print_tokens(generate(session, ids, params), silent=as_json)
+        except KeyboardInterrupt:
+            _end_line(as_json)
+            raise
+        stats = session.stats
+        if as_json:
+            _print_json(engine, tokens, seed, stats.finish_reason, timings(stats), with_logprobs=logprobs > 0)
+        else:
+            _end_line(as_json)
+            line = stats_line(stats, n_used=len(session.tokens), n_ctx=engine.n_ctx)
+            print(styled(line, "dim", sys.stderr), file=sys.stderr)
+
+
+def _chat_ids(engine: Engine, text: str, system_prompt: str | None, kwargs: dict[str, Any]) -> list[int]:
+    from ..runtime.chat_prompt import encode_chat
+
+    assert engine.template is not None
+    messages = [{"role": "user", "content": text}]
+    if system_prompt is not None:
+        messages.insert(0, {"role": "system", "content": argument_text(system_prompt, "--system-prompt")})
+    return encode_chat(engine.template, engine.tokenizer, messages, **kwargs)
+
+
+def _print_tokens(tokens: Any, *, silent: bool) -> list[GeneratedToken]:
+    on_terminal = sys.stdout.isatty()
+    seen = []
+    for token in tokens:
+        seen.append(token)
+        if not silent and token.text:
+            sys.stdout.write(printable(token.text) if on_terminal else token.text)
+            sys.stdout.flush()
+    return seen
+
+
+def _end_line(silent: bool) -> None:
+    if not silent:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def _print_json(
+    engine: Engine, tokens: list[GeneratedToken], seed: int, finish_reason: str, numbers: dict[str, Any], *, with_logprobs: bool
+) -> None:
+    report: dict[str, Any] = {
+        "text": "".join(token.text for token in tokens),
+        "token_ids": [token.token_id for token in tokens],
+        "finish_reason": finish_reason,
+        "seed": seed,
+        "model": engine.info.path.name,
+        "timings": numbers,
+    }
+    if with_logprobs:
+        report["logprobs"] = [
+            [
+                # JSON has no infinity: null stands for a token that cannot be chosen.
+                {"token_id": token_id, "logprob": logprob if math.isfinite(logprob) else None}
+                for token_id, logprob in token.logprobs or ()
+            ]
+            for token in tokens
+        ]
+    print(json.dumps(report, ensure_ascii=False))

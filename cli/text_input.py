@@ -1,0 +1,80 @@
+"""Where a command's input text comes from: the command line, a file, or standard input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import typer
+
+from ..formats.errors import ConfigError
+
+MAX_INPUT_BYTES = 256 * 1024 * 1024
+
+
+def read_text(path: Path, *, drop_last_newline: bool = True) -> str:
+    """Return a file's text; one newline at its end is dropped, as llama.cpp does for ``-f``.
+
+    Raises:
+        ConfigError: the file cannot be read, is not UTF-8, or is larger than 256 MiB.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_INPUT_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    text = decode(data, str(path))
+    return text.removesuffix("\n") if drop_last_newline else text
+
+
+def read_stdin(*, drop_last_newline: bool = True) -> str:
+    """Return all of standard input as text; raises like ``read_text``."""
+    text = decode(sys.stdin.buffer.read(MAX_INPUT_BYTES + 1), "standard input")
+    return text.removesuffix("\n") if drop_last_newline else text
+
+
+def decode(data: bytes, where: str) -> str:
+    """Return UTF-8 bytes as text; a byte order mark at the start is dropped.
+
+    Raises:
+        ConfigError: the bytes are not UTF-8, or too many.
+    """
+    if len(data) > MAX_INPUT_BYTES:
+        raise ConfigError(f"{where}: larger than {MAX_INPUT_BYTES >> 20} MiB")
+    try:
+        return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not UTF-8 text (byte {data[error.start]:#04x} at offset {error.start})") from None
+
+
+def argument_text(text: str, where: str) -> str:
+    """Return text from the command line.
+
+    Raises:
+        ConfigError: its bytes were not UTF-8 (Python passes such bytes on as lone surrogates).
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ConfigError(f"{where}: not UTF-8 text") from None
+    return text
+
+
+def choose_text(text: str | None, file: Path | None, *, where: str) -> str:
+    """Return the one text that was given: ``text``, the contents of ``file``, or standard input.
+
+    ``text`` "-" means standard input, and so does neither ``text`` nor ``file`` when standard input
+    is a pipe or a file.
+
+    Raises:
+        typer.BadParameter: both were given, or nothing was.
+    """
+    if text is not None and file is not None:
+        raise typer.BadParameter("text and -f/--file exclude each other", param_hint=where)
+    if file is not None and str(file) != "-":
+        return read_text(file)
+    if text is not None and text != "-":
+        return argument_text(text, where)
+    if text is None and file is None and sys.stdin.isatty():
+        raise typer.BadParameter("nothing to read: give text, -f/--file FILE, or pipe it in", param_hint=where)
+    return read_stdin()
