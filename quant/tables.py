@@ -21,3 +21,14 @@ def e8m0_half(e: NDArray[np.uint8]) -> NDArray[np.float32]:
     # Below 2 the power is a subnormal number: one bit of the fraction.
     bits = np.where(e < 2, np.uint32(0x00200000) << e.astype(np.uint32), (e.astype(np.uint32) - 1) << 23)
     return bits.astype(np.uint32).view(np.float32)
+
+
+def ue4m3_half(x: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Return half the unsigned E4M3 number (bias 7) of every byte; 0 and 127 (NaN) give 0, bit 7 is ignored."""
+    exponent = ((x >> 3) & 15).astype(np.int32)
+    fraction = (x & 7).astype(np.int32)
+    # Fraction and hidden bit as an integer; the exponent of a subnormal number is that of 1.
+    mantissa = fraction + np.where(exponent > 0, 8, 0)
+    power = (np.maximum(exponent, 1) - 7 - 3 - 1 + 127).astype(np.uint32) << 23
+    value = mantissa.astype(np.float32) * power.view(np.float32)
+    return np.where(x == 0x7F, np.float32(0), value)
