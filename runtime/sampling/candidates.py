@@ -7,6 +7,7 @@ and every sampler breaks ties alike.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from .portable_math import F64, Values, at_least
 Index = npt.NDArray[np.intp]
 
 _N_FOLD = 64  # values per group in the search for a bound on the k-th largest value
-_DIRECT_SORT = 1024  # up to this many values are sorted rather than binned
+_FIRST_TRY = 256  # values that are sorted before anything is binned
 _N_BIN = 4096
 _MAX_BINNED = 64.0  # nats below the top that get bins of their own; e**-64 is no mass worth a bin
 _F32_MAX = float(np.finfo(np.float32).max)
@@ -96,7 +97,8 @@ def largest(values: Values, k: int) -> Index:
     is_kept = near > kth
     equal = np.flatnonzero(near == kth)
     is_kept[equal[: k - int(np.count_nonzero(is_kept))]] = True
-    return index[is_kept]
+    kept: Index = index[is_kept]
+    return kept
 
 
 def leading_mass(order_by: Values, mass: F64, target: float, min_keep: int, *, is_strict: bool) -> Index:
@@ -109,20 +111,20 @@ def leading_mass(order_by: Values, mass: F64, target: float, min_keep: int, *, i
         min_keep: keep at least this many (as far as there are so many).
         is_strict: the sum must exceed the target, not only reach it.
     """
-    if len(order_by) > _DIRECT_SORT:
-        surely, undecided, passed = _by_bins(order_by, mass, target, is_strict=is_strict)
-    else:
-        surely, undecided, passed = np.empty(0, dtype=np.intp), np.flatnonzero(order_by > -np.inf), 0.0
+    side: Literal["left", "right"] = "right" if is_strict else "left"
+    first = largest(order_by, max(_FIRST_TRY, min_keep))
+    first = first[np.argsort(-order_by[first], kind="stable")]
+    total = np.cumsum(mass[first])
+    n_below = int(np.searchsorted(total, target, side))
+    if n_below < len(first) or len(first) == len(order_by):
+        return np.sort(first[: max(n_below + 1, min_keep)])
+    surely, undecided, passed = _by_bins(order_by, mass, target, side)
     undecided = undecided[np.argsort(-order_by[undecided], kind="stable")]
-    total = passed + np.cumsum(mass[undecided])
-    n_below = int(np.searchsorted(total, target, side="right" if is_strict else "left"))
-    kept = np.concatenate([surely, undecided[: n_below + 1]])
-    if len(kept) < min_keep:
-        return largest(order_by, min_keep)
-    return np.sort(kept)
+    n_below = int(np.searchsorted(passed + np.cumsum(mass[undecided]), target, side))
+    return np.sort(np.concatenate([surely, undecided[: n_below + 1]]))
 
 
-def _by_bins(order_by: Values, mass: F64, target: float, *, is_strict: bool) -> tuple[Index, Index, float]:
+def _by_bins(order_by: Values, mass: F64, target: float, side: Literal["left", "right"]) -> tuple[Index, Index, float]:
     """Find where the target is reached without sorting everything: add up the mass in bins of equal width.
 
     Returns:
@@ -135,6 +137,6 @@ def _by_bins(order_by: Values, mass: F64, target: float, *, is_strict: bool) -> 
     scale = (_N_BIN - 1) / widest if widest > 0.0 else 0.0
     bins = np.minimum(np.minimum(below_top, _MAX_BINNED) * scale, _N_BIN - 1).astype(np.intp)
     total = np.cumsum(np.bincount(bins, weights=mass, minlength=_N_BIN))  # one after the other: a fixed order
-    reached = min(int(np.searchsorted(total, target, side="right" if is_strict else "left")), _N_BIN - 1)
+    reached = min(int(np.searchsorted(total, target, side)), _N_BIN - 1)
     undecided = np.flatnonzero((bins == reached) & (order_by > -np.inf))
     return np.flatnonzero(bins < reached), undecided, float(total[reached - 1]) if reached else 0.0

@@ -35,7 +35,8 @@ def dry(
     Args:
         candidates: who gets the penalties.
         window: the latest token ids, oldest first.
-        n_free: how many tokens follow the last sequence breaker; no repetition counts as longer. See `tokens_after_breaker`.
+        n_free: how many tokens follow the last sequence breaker (`tokens_after_breaker`); a repetition counts as
+            at most this long.
         is_breaker: whether a token contains a whole sequence breaker; such tokens get no penalty.
         multiplier: strength; 0 is off.
         base: at least 1; smaller is off.

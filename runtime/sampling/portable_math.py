@@ -70,7 +70,8 @@ def _exp_chunk(x: F64) -> F64:
     scale = (_EXP_TABLE_BITS[n_bits & (_TABLE_SIZE - 1)] + ((n_bits >> _TABLE_BITS) << 52)).view(np.float64)
     # Taylor series; the first term left out is r**6 / 720 < 4e-17.
     p = r + r * r * (0.5 + r * (1 / 6 + r * (1 / 24 + r * (1 / 120))))
-    return scale + scale * p
+    y: F64 = scale + scale * p
+    return y
 
 
 def exp(x: Values, minus: float = 0.0) -> F64:

@@ -32,18 +32,22 @@ def dynamic_temperature(candidates: Candidates, value: float, spread: float, exp
     if n_possible <= 1:
         return candidates
     share = entropy(candidates) / ln_scalar(float(n_possible))
-    if exponent == 0.0:
-        scale = 1.0
-    else:
-        scale = exp_scalar(exponent * ln_scalar(share)) if share > 1e-300 else 0.0
+    scale = _power(share, exponent)
     low = max(0.0, value - spread)
     return temperature(candidates, low + (value + spread - low) * scale)
+
+
+def _power(base: float, exponent: float) -> float:
+    """Return base ** exponent for base >= 0 and exponent >= 0."""
+    if exponent == 0.0:
+        return 1.0
+    return exp_scalar(exponent * ln_scalar(base)) if base > 1e-300 else 0.0
 
 
 def entropy(candidates: Candidates) -> float:
     """Return the entropy of softmax(logits) in nats: ln(sum of e**x) - mean of x, with x = logit - largest logit."""
     top = float(candidates.logits.max())
-    mass = exp(candidates.logits, top)
+    mass = exp(candidates.logits, top)  # [n]
     total = fixed_sum(mass)
     x = np.maximum(candidates.logits.astype(np.float64) - top, -1000.0)  # a finite number for -inf; its mass is 0
     return ln_scalar(total) - fixed_sum(mass * x) / total
