@@ -118,25 +118,27 @@ def leading_mass(order_by: Values, mass: F64, target: float, min_keep: int, *, i
     n_below = int(np.searchsorted(total, target, side))
     if n_below < len(first) or len(first) == len(order_by):
         return np.sort(first[: max(n_below + 1, min_keep)])
-    surely, undecided, passed = _by_bins(order_by, mass, target, side)
-    undecided = undecided[np.argsort(-order_by[undecided], kind="stable")]
-    n_below = int(np.searchsorted(passed + np.cumsum(mass[undecided]), target, side))
-    return np.sort(np.concatenate([surely, undecided[: n_below + 1]]))
+    is_kept = _leading_by_bins(order_by, mass, target, side)
+    is_kept[first[:min_keep]] = True
+    return np.flatnonzero(is_kept)
 
 
-def _by_bins(order_by: Values, mass: F64, target: float, side: Literal["left", "right"]) -> tuple[Index, Index, float]:
-    """Find where the target is reached without sorting everything: add up the mass in bins of equal width.
-
-    Returns:
-        The indexes in the bins before the one that reaches the target, those in that bin, and the mass before it.
-    """
+def _leading_by_bins(
+    order_by: Values, mass: F64, target: float, side: Literal["left", "right"]
+) -> npt.NDArray[np.bool_]:
+    """Do the work of `leading_mass` without sorting everything: only the bin in which the target is reached."""
     top = float(order_by.max())
     below_top = np.subtract(top, order_by, dtype=np.float64)
     widest = min(float(np.max(below_top, where=below_top < np.inf, initial=0.0)), _MAX_BINNED)
     # Rounding is monotone, so a larger value is never in a later bin. The last bin takes all that is farther down.
-    scale = (_N_BIN - 1) / widest if widest > 0.0 else 0.0
-    bins = np.minimum(np.minimum(below_top, _MAX_BINNED) * scale, _N_BIN - 1).astype(np.intp)
+    scale = (_N_BIN - 1) / widest if widest > 1e-6 else 0.0
+    bins = (np.minimum(below_top, widest) * scale).astype(np.intp)  # [n], 0 … _N_BIN - 1
     total = np.cumsum(np.bincount(bins, weights=mass, minlength=_N_BIN))  # one after the other: a fixed order
     reached = min(int(np.searchsorted(total, target, side)), _N_BIN - 1)
+    passed = total[reached - 1] if reached else 0.0
     undecided = np.flatnonzero((bins == reached) & (order_by > -np.inf))
-    return np.flatnonzero(bins < reached), undecided, float(total[reached - 1]) if reached else 0.0
+    undecided = undecided[np.argsort(-order_by[undecided], kind="stable")]
+    n_below = int(np.searchsorted(passed + np.cumsum(mass[undecided]), target, side))
+    is_kept: npt.NDArray[np.bool_] = (bins < reached) & (order_by > -np.inf)
+    is_kept[undecided[: n_below + 1]] = True
+    return is_kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .candidates import Candidates
-from .portable_math import exp, exp_scalar, fixed_sum, ln_scalar
+from .portable_math import F64, exp, exp_scalar, fixed_sum, ln_scalar
 
 # Below this, logits that differ in the last bit of a float32 near 1 are already further apart than any noise.
 MIN_TEMPERATURE = 1e-9
@@ -45,9 +45,21 @@ def _power(base: float, exponent: float) -> float:
 
 
 def entropy(candidates: Candidates) -> float:
-    """Return the entropy of softmax(logits) in nats: ln(sum of e**x) - mean of x, with x = logit - largest logit."""
+    """Return the entropy of softmax(logits) in nats."""
     top = float(candidates.logits.max())
     mass = exp(candidates.logits, top)  # [n]
     total = fixed_sum(mass)
+    return ln_scalar(total) - mean_below_top(candidates, top, mass, total)
+
+
+def mean_below_top(candidates: Candidates, top: float, mass: F64, total: float) -> float:
+    """Return the mean of (logit - largest logit) under softmax(logits), which is ln(total) - entropy.
+
+    Args:
+        candidates: the logits [n].
+        top: the largest logit.
+        mass: e ** (logit - top) [n].
+        total: the sum of mass.
+    """
     x = np.maximum(candidates.logits.astype(np.float64) - top, -1000.0)  # a finite number for -inf; its mass is 0
-    return ln_scalar(total) - fixed_sum(mass * x) / total
+    return fixed_sum(mass * x) / total

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from .candidates import Candidates, leading_mass
-from .portable_math import exp, fixed_sum, ln_scalar
-from .temperature import entropy
+from .portable_math import exp, fixed_sum
+from .temperature import mean_below_top
 
 
 def typical(candidates: Candidates, p: float, min_keep: int = 0) -> Candidates:
@@ -21,6 +21,7 @@ def typical(candidates: Candidates, p: float, min_keep: int = 0) -> Candidates:
     top = float(candidates.logits.max())
     mass = exp(candidates.logits, top)
     total = fixed_sum(mass)
-    surprise = ln_scalar(total) - (candidates.logits.astype(np.float64) - top)  # -ln(probability) [n]
-    distance = np.abs(surprise - entropy(candidates))
+    # -ln(probability) - entropy, with ln(total) cancelled: both are relative to the largest logit.
+    below_top = top - candidates.logits.astype(np.float64)  # [n]
+    distance = np.abs(below_top + mean_below_top(candidates, top, mass, total))
     return candidates.keep(leading_mass(-distance, mass, p * total, min_keep, is_strict=True))
