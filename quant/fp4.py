@@ -26,11 +26,13 @@ _VALUES = np.array(E2M1_VALUES, np.float32)
 
 def mxfp4(blocks: U8) -> F32:
     """Return the weights ``[n_block, 32]``."""
-    return e8m0_half(blocks[:, :1]) * _VALUES[nibbles16(blocks[:, 1:])]
+    values: F32 = _VALUES[nibbles16(blocks[:, 1:])]
+    return e8m0_half(blocks[:, :1]) * values
 
 
 def nvfp4(blocks: U8) -> F32:
     """Return the weights ``[n_block, 64]``."""
     qs = blocks[:, 4:].reshape(-1, 4, 8)
     q = np.concatenate([qs & 0x0F, qs >> 4], axis=2)  # [n_block, 4, 16]
-    return (ue4m3_half(blocks[:, :4])[..., None] * _VALUES[q]).reshape(-1, 64)
+    values: F32 = _VALUES[q]
+    return (ue4m3_half(blocks[:, :4])[..., None] * values).reshape(-1, 64)

@@ -41,7 +41,7 @@ def grid(ggml_type: GgmlType) -> NDArray[np.int8]:
     shape = GRID_SHAPES[ggml_type]
     if index.size != shape[0] * shape[1]:
         raise RuntimeError(f"gguf.quants.{ggml_type.name} has {index.size} grid values, expected {shape}")
-    values = np.array(table.grid_map, np.int8)[index].reshape(shape)
+    values: NDArray[np.int8] = np.array(table.grid_map, np.int8)[index].reshape(shape)
     values.flags.writeable = False
     return values
 

@@ -61,7 +61,8 @@ def _aux_signs(aux: NDArray[np.uint32]) -> F32:
 
 def _entries(ggml_type: GgmlType, index: NDArray[np.integer]) -> F32:
     """Return the codebook rows of ``index [n, m]``, side by side: ``[n, 256]``."""
-    return grid(ggml_type)[index].astype(np.float32).reshape(len(index), 256)
+    entries: NDArray[np.int8] = grid(ggml_type)[index]  # [n, m, 4 or 8]
+    return entries.astype(np.float32).reshape(len(index), 256)
 
 
 def _spread(scale: F32) -> F32:

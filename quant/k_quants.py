@@ -26,6 +26,8 @@ Source: llama.cpp ``ggml/src/ggml-common.h`` and ``ggml-quants.c``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,22 +38,22 @@ _BITS = np.arange(8, dtype=np.uint8)[:, None]
 _NIBBLES = np.array([0, 4], np.uint8)[:, None]
 
 
-def _crumbs(qs: U8) -> U8:
+def _crumbs(qs: U8) -> NDArray[Any]:
     """Return the 2-bit quants of ``[n, 64]`` bytes, in the order of weights: ``[n, 256]``."""
     return ((qs.reshape(-1, 2, 1, 32) >> _CRUMBS) & 3).reshape(-1, 256)
 
 
-def _bits(qh: U8) -> U8:
+def _bits(qh: U8) -> NDArray[Any]:
     """Return the bits of ``[n, 32]`` bytes, in the order of weights: ``[n, 256]``."""
     return ((qh.reshape(-1, 1, 32) >> _BITS) & 1).reshape(-1, 256)
 
 
-def _nibbles(qs: U8, run: int) -> U8:
+def _nibbles(qs: U8, run: int) -> NDArray[Any]:
     """Return the nibbles of ``[n, 128]`` bytes, low ones of each ``run`` bytes first: ``[n, 256]``."""
     return ((qs.reshape(-1, 128 // run, 1, run) >> _NIBBLES) & 0x0F).reshape(-1, 256)
 
 
-def _sub_blocks(q: NDArray[np.integer], n: int) -> F32:
+def _sub_blocks(q: NDArray[Any], n: int) -> F32:
     return q.reshape(len(q), n, -1).astype(np.float32)
 
 
@@ -82,7 +84,7 @@ def q3_k(blocks: U8) -> F32:
     return (scale[..., None] * _sub_blocks(q, 16)).reshape(-1, 256)
 
 
-def _with_mins(blocks: U8, q: U8) -> F32:
+def _with_mins(blocks: U8, q: NDArray[Any]) -> F32:
     sc, m = scales_and_mins(blocks[:, 4:16])
     scale = half_at(blocks, 0) * sc.astype(np.float32)
     low = half_at(blocks, 2) * m.astype(np.float32)
@@ -108,5 +110,5 @@ def q6_k(blocks: U8) -> F32:
 
 def q8_k(blocks: U8) -> F32:
     """Return the weights ``[n_block, 256]``."""
-    d = np.ascontiguousarray(blocks[:, :4]).view("<f4")
+    d = np.ascontiguousarray(blocks[:, :4]).view(np.float32)
     return d * blocks[:, 4:260].view(np.int8).astype(np.float32)

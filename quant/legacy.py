@@ -20,6 +20,8 @@ holds; its 40-byte form is the one in ``gguf.GGML_QUANT_SIZES`` (llama.cpp itsel
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,12 +33,12 @@ def nibbles16(qs: U8) -> U8:
     return np.concatenate([qs & 0x0F, qs >> 4], axis=1)
 
 
-def _fifth_bits(qh: U8) -> U8:
+def _fifth_bits(qh: U8) -> NDArray[Any]:
     """Return the bits of ``qh [n, 4]``, each in place 4 of its weight: ``[n, 32]``."""
     return np.unpackbits(qh, axis=1, bitorder="little") << 4
 
 
-def _signed(q: U8, offset: int) -> NDArray[np.float32]:
+def _signed(q: NDArray[Any], offset: int) -> NDArray[np.float32]:
     return (q.astype(np.int8) - np.int8(offset)).astype(np.float32)
 
 
@@ -58,13 +60,13 @@ def q4_1(blocks: U8) -> F32:
 
 def q5_0(blocks: U8) -> F32:
     """Return the weights ``[n_block, 32]``."""
-    q = nibbles16(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
+    q: NDArray[Any] = nibbles16(blocks[:, 6:]) | _fifth_bits(blocks[:, 2:6])
     return half_at(blocks, 0) * _signed(q, 16)
 
 
 def q5_1(blocks: U8) -> F32:
     """Return the weights ``[n_block, 32]``."""
-    q = nibbles16(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
+    q: NDArray[Any] = nibbles16(blocks[:, 8:]) | _fifth_bits(blocks[:, 4:8])
     return half_at(blocks, 0) * q.astype(np.float32) + half_at(blocks, 2)
 
 
@@ -75,5 +77,5 @@ def q8_0(blocks: U8) -> F32:
 
 def q8_1(blocks: U8) -> F32:
     """Return the weights ``[n_block, 32]``."""
-    d = np.ascontiguousarray(blocks[:, :4]).view("<f4")
+    d = np.ascontiguousarray(blocks[:, :4]).view(np.float32)
     return blocks[:, 8:].view(np.int8).astype(np.float32) * d

@@ -112,7 +112,8 @@ def _scales_6(s6: NDArray[Any], n: int) -> NDArray[Any]:
     high = s6[..., 8 * n :].reshape(*s6.shape[:2], n // 4, ROW_LANES)
     low = np.concatenate([low & 15, low >> 4], axis=2)
     high = np.concatenate([(high >> (2 * i)) & 3 for i in range(4)], axis=2)
-    return (low | (high << 4)).astype(np.int8) - np.int8(32)
+    scales: NDArray[np.int8] = (low | (high << 4)).astype(np.int8)
+    return scales - np.int8(32)
 
 
 def _q4_0(p: Parts) -> F32:
@@ -123,7 +124,7 @@ def _q4_1(p: Parts) -> F32:
     return _with_min(p["dm"], _low4(p))
 
 
-def _q5(p: Parts) -> NDArray[np.uint8]:
+def _q5(p: Parts) -> NDArray[Any]:
     return _low4(p) | (_high1(p) << 4)
 
 
