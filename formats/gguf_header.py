@@ -47,7 +47,7 @@ _WINDOW = 1 << 16
 
 _U32 = Struct("<I")
 _U64 = Struct("<Q")
-_SCALARS = dict(zip(DTYPE, map(Struct, "<B <b <H <h <I <i <f <B <Q <q <d".split()), strict=True))
+_SCALARS = {t: Struct("<" + code) for t, code in zip(DTYPE, "BbHhIifBQqd", strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """Write small valid GGUF files with the ``gguf`` package's own writer.
 
-    from ..tiny_gguf import write_gguf      # relative: from tests/<area>/test_*.py
+from ..tiny_gguf import write_gguf      # relative: from tests/<area>/test_*.py
 
-    write_gguf(path, {"general.architecture": "llama", "llama.block_count": 2}, {"output_norm.weight": array})
+write_gguf(path, {"general.architecture": "llama", "llama.block_count": 2}, {"output_norm.weight": array})
 """
 
 import gguf
@@ -69,7 +69,8 @@ def write_gguf(path, metadata, tensors, *, alignment=None, split_max_tensors=0):
             writer.add_key_value(key, value.item() if isinstance(value, np.generic) else value, kind)
     for name, tensor in tensors.items():
         array, kind = tensor if isinstance(tensor, tuple) else (tensor, None)
-        writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=kind and gguf.GGMLQuantizationType(kind))
+        raw = None if kind is None else gguf.GGMLQuantizationType(kind)
+        writer.add_tensor(name, np.ascontiguousarray(array), raw_dtype=raw)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
