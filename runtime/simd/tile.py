@@ -114,7 +114,22 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
 
         each(low, acc, one)
 
+    @operation(acc_t(int64))
+    def load(low, address):
+        """Load a tile that ``store`` wrote."""
+        if n_tok == 1:
+            return low.load(address, F32X16, 64)
+        acc = ir.Constant(acc_t.llvm, ir.Undefined)
+        for t in range(n_tok):
+            acc = low.b.insert_value(acc, low.load(low.at(address, 64 * t), F32X16, 64), t)
+        return acc
+
+    @operation(acc_t(acc_t, int64))
+    def scale_by(low, acc, factors):
+        """Multiply each token's vector by its own vector at ``factors``."""
+        return each(low, acc, lambda t, total: low.b.fmul(total, low.load(low.at(factors, 64 * t), F32X16, 64)))
+
     return SimpleNamespace(
         n_tok=n_tok, acc_t=acc_t, zeros=zeros, add_products=add_products, add_minimums=add_minimums,
-        add_column=add_column, store=store,
+        add_column=add_column, store=store, load=load, scale_by=scale_by,
     )  # fmt: skip

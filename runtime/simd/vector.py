@@ -164,6 +164,18 @@ def load_f16(low, address):
     return low.b.extract_element(low.half_to_float(low.load(address, halves)), ir.Constant(I32, 0))
 
 
+@operation(int64(int64, int64))
+def smaller(low, x, y):
+    """Return the smaller integer (Numba's own ``min`` is compiled for this process)."""
+    return low.b.select(low.b.icmp_signed("<", x, y), x, y)
+
+
+@operation(int64(int64, int64))
+def larger(low, x, y):
+    """Return the larger integer."""
+    return low.b.select(low.b.icmp_signed(">", x, y), x, y)
+
+
 # ---- vectors in memory ------------------------------------------------------------------------
 
 
@@ -326,6 +338,63 @@ def max_lanes(low, x):
         left, right = low.part(x, 0, n), low.part(x, 1, n)
         x = low.b.select(low.b.fcmp_ordered(">", left, right), left, right)
     return low.b.extract_element(x, ir.Constant(I32, 0))
+
+
+@operation(float32(f32x16))
+def first_lane(low, x):
+    """Return lane 0."""
+    return low.b.extract_element(x, ir.Constant(I32, 0))
+
+
+@operation(f32x16(int64))
+def load_even(low, address):
+    """Load 32 f32 and return those at even places."""
+    both = low.load(address, ir.VectorType(F32, 32))
+    return low.b.shuffle_vector(both, both, constant(ir.VectorType(I32, 16), list(range(0, 32, 2))))
+
+
+@operation(f32x16(int64))
+def load_odd(low, address):
+    """Load 32 f32 and return those at odd places."""
+    both = low.load(address, ir.VectorType(F32, 32))
+    return low.b.shuffle_vector(both, both, constant(ir.VectorType(I32, 16), list(range(1, 32, 2))))
+
+
+@operation(void(int64, f32x16, f32x16))
+def store_interleaved(low, address, even, odd):
+    """Store 32 f32, one from each vector in turn."""
+    order = [k for i in range(16) for k in (i, i + 16)]
+    low.store(address, low.b.shuffle_vector(even, odd, constant(ir.VectorType(I32, 32), order)))
+
+
+@operation(void(int64, int64, f32x16))
+def store_halves_strided(low, address, step, value):
+    """Store 16 f32 as f16, ``step`` bytes apart."""
+    bits = low.b.bitcast(low.float_to_half(value), ir.VectorType(I16, 16))
+    for i in range(16):
+        offset = low.b.mul(step, ir.Constant(I64, i))
+        low.store(low.b.add(address, offset), low.b.extract_element(bits, ir.Constant(I32, i)))
+
+
+@operation(f32x16(int64, int64, int64, f32x16, f32x16))
+def where_between(low, base, start, stop, inside, outside):
+    """Return ``inside`` in lanes i with ``start <= base + i < stop``, ``outside`` elsewhere."""
+    index = low.b.add(low.splat(low.b.trunc(base, I32), I32X16), constant(I32X16, list(range(16))))
+    first, last = (low.splat(low.b.trunc(v, I32), I32X16) for v in (start, stop))
+    is_inside = low.b.and_(low.b.icmp_signed(">=", index, first), low.b.icmp_signed("<", index, last))
+    return low.b.select(is_inside, inside, outside)
+
+
+@operation(float64(float64))
+def round_f64(low, x):
+    """Round to the nearest even integer."""
+    return low.call("llvm.roundeven.f64", F64, x)
+
+
+@operation(float32(float64))
+def to_single(low, x):
+    """Round f64 to f32."""
+    return low.b.fptrunc(x, F32)
 
 
 @operation(float32(float32))

@@ -1,0 +1,39 @@
+"""The memory that Python and kernels share: operation records, batch records, row records.
+
+Every kernel has one signature: ``kernel(record, batch, worker, n_worker)``, four int64. ``record`` is
+the address of the operation's ``RECORD_WORDS`` int64: word 0 is the kernel's own address, word 1 the
+offset inside the batch record of the number of rows to work on (``N_TOK`` or ``N_OUT``), the rest is
+the kernel's own (each kernel's module lists it). Offsets below are in bytes.
+"""
+
+from __future__ import annotations
+
+RECORD_WORDS = 32
+RECORD_BYTES = 8 * RECORD_WORDS
+
+# Batch record: what this forward pass works on.
+N_TOK = 0  # rows of this pass
+ROWS = 8  # address of N_TOK row records
+N_OUT = 16  # rows whose outputs are wanted
+OUT_ROWS = 24  # address of N_OUT int64: their row numbers, ascending
+BATCH_WORDS = 8
+
+# Row record: one token in one sequence.
+ROW_TOKEN = 0  # token id, or -1 when the input is a given vector
+ROW_PAGES = 8  # address of the sequence's page table (int64 page numbers)
+ROW_SLOT = 16  # where this row's keys and values are kept in its sequence
+ROW_POSITION = 24  # what rotary embedding sees
+ROW_VISIBLE_START = 32  # attends to slots start <= slot < stop …
+ROW_VISIBLE_STOP = 40
+ROW_ANCESTORS = 48  # … and then to these slots (address of int64), in this order
+ROW_N_ANCESTOR = 56
+ROW_BYTES = 64
+
+ROW_LANES = 16  # output rows of a matmul tile; f32 rows of every buffer are padded to this
+TOKEN_GROUP = 16  # tokens whose activation records lie side by side
+PAGE_SLOTS = 64  # slots of a KV page
+
+
+def padded(n: int, multiple: int = ROW_LANES) -> int:
+    """Return ``n`` rounded up to a multiple."""
+    return -(-n // multiple) * multiple

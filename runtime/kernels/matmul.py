@@ -1,0 +1,450 @@
+"""``y = W @ x`` for every packed weight format, one to sixteen tokens at a time.
+
+Lanes are output rows: 16 rows share a vector, activations are broadcast, nothing is summed across
+lanes. Each output is one chain of fused multiply-adds over ascending blocks (integer sums inside a
+block are exact), so neither the number of tokens, the thread split nor the instruction set can
+change a bit of it. ``quant/pack.py`` describes the packed parts, ``simd/tile.py`` the activations.
+
+Record words (after the two that all share; addresses are of the first row group):
+
+=====  ===============================================================================
+2      row groups (16 rows each)
+3      column groups of 32 (quantised weights) or columns (float weights)
+4..7   parts of the matrix, in the order of ``MatmulFormat.parts``
+8..11  parts of a second matrix, multiplied onto the activated first (gate and up)
+12     x: activation records, or f32 rows for float weights
+13     bytes between f32 rows of x (float weights)
+14     y: f32 rows
+15     bytes between rows of y and of the residual
+16     bias (f32, padded to 16 rows) or 0
+17     residual: f32 rows added to the result, or 0
+18     activation: 0 none (one matrix), 1 silu, 2 gelu
+=====  ===============================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..simd.compiler import Kernel
+from ..simd.isa import Target
+from ..simd.tile import RECORD_BYTES as X_BYTES
+from ..simd.tile import tile_operations
+from ..simd.vector import (
+    add, and_i32, as_f32, device, f32x16, int64, load_2bit, load_3bit, load_4bit, load_5bit, load_6bit, load_bf16x16,
+    load_f16x16, load_f32x16, load_i8x16, load_i64, load_signed_8bit, load_table, load_u8x16, mul, or_i32, quants_t,
+    shift_left, shift_right, smaller, splat, splat_i32, stack_bytes, store_f32x16, sub, sub_i32, to_f32, void, where_less,
+)  # fmt: skip
+from .layout import TOKEN_GROUP
+from .vector_math import gelu, silu
+
+# Row groups that stay in the second-level cache while all tokens pass over them.
+ROW_CHUNK = 8
+
+_TILE = void(*[int64] * 9)  # p0 p1 p2 p3 n x x_block x_tok out
+_OP = void(*[int64] * 4)
+
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml: kvalues_iq4nl
+MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, doubled
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulFormat:
+    """How one packed format is multiplied: its parts, their bytes per row group and column unit, its tile."""
+
+    name: str
+    parts: tuple[str, ...]
+    part_bytes: tuple[int, ...]  # per row group and ``unit`` columns
+    unit: int  # columns: 32, 256, or 1
+    make_tile: Callable[[int], Any]
+
+    @property
+    def is_float(self) -> bool:
+        """Whether activations stay f32."""
+        return self.unit == 1
+
+
+def _tile_of_blocks(
+    load_quants: Any, load_scale: Any, load_minimum: Any = None, *, max_weight: int | None, offset: int = 0
+) -> Callable[[int], Any]:
+    """Blocks of 32 columns with one scale, and perhaps one minimum, per row."""
+
+    def make_tile(n_tok: int) -> Any:
+        ops = tile_operations(n_tok)
+        zeros, store = ops.zeros, ops.store
+        add_products = ops.add_products(max_weight=max_weight, offset=offset)
+        add_minimums = ops.add_minimums()
+        if load_minimum is None:
+
+            @device(_TILE)
+            def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+                acc = zeros()
+                for block in range(n):
+                    acc = add_products(acc, load_quants(p0, p1, block), load_scale(p1, p2, block), x)
+                    x += x_block
+                store(out, acc)
+        else:
+
+            @device(_TILE)
+            def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+                acc = zeros()
+                for block in range(n):
+                    acc = add_products(acc, load_quants(p0, p1, block), load_scale(p1, p2, block), x)
+                    acc = add_minimums(acc, load_minimum(p1, p2, block), x)
+                    x += x_block
+                store(out, acc)
+
+        return tile
+
+    return make_tile
+
+
+_QUANTS = quants_t(int64, int64, int64)
+_SCALE = f32x16(int64, int64, int64)
+lookup_iq4, lookup_mxfp4 = load_table(IQ4_VALUES), load_table(MXFP4_VALUES)
+
+
+@device(_QUANTS)
+def _quants4(p0, p1, block):
+    return load_4bit(p0 + 256 * block)
+
+
+@device(_QUANTS)
+def _quants5(p0, p1, block):
+    return load_5bit(p0 + 256 * block, p1 + 64 * block)
+
+
+@device(_QUANTS)
+def _quants8(p0, p1, block):
+    return load_signed_8bit(p0 + 512 * block)
+
+
+@device(_QUANTS)
+def _quants_iq4(p0, p1, block):
+    return lookup_iq4(p0 + 256 * block)
+
+
+@device(_QUANTS)
+def _quants_mxfp4(p0, p1, block):
+    return lookup_mxfp4(p0 + 256 * block)
+
+
+@device(_SCALE)
+def _d_of_part1(p1, p2, block):
+    return load_f16x16(p1 + 32 * block)
+
+
+@device(_SCALE)
+def _d_of_part2(p1, p2, block):
+    return load_f16x16(p2 + 32 * block)
+
+
+@device(_SCALE)
+def _dm_scale1(p1, p2, block):
+    return load_f16x16(p1 + 64 * block)
+
+
+@device(_SCALE)
+def _dm_minimum1(p1, p2, block):
+    return load_f16x16(p1 + 64 * block + 32)
+
+
+@device(_SCALE)
+def _dm_scale2(p1, p2, block):
+    return load_f16x16(p2 + 64 * block)
+
+
+@device(_SCALE)
+def _dm_minimum2(p1, p2, block):
+    return load_f16x16(p2 + 64 * block + 32)
+
+
+@device(_SCALE)
+def _e8m0_half(p1, p2, block):
+    """Return 2**(e - 128): half of the block's scale, because MXFP4_VALUES are doubled."""
+    e = load_u8x16(p1 + 16 * block)
+    # e >= 2 is a normal exponent e - 1; e of 0 and 1 are the subnormals 2**-128 and 2**-127.
+    normal = as_f32(shift_left(sub_i32(e, splat_i32(1)), 23))
+    subnormal = as_f32(shift_left(splat_i32(0x00200000), 0))
+    subnormal = where_less(to_f32(e), splat(0.5), subnormal, as_f32(splat_i32(0x00400000)))
+    return where_less(to_f32(e), splat(1.5), subnormal, normal)
+
+
+def _tile_k_minimums(load_quants: Any) -> Callable[[int], Any]:
+    """Q4_K, Q5_K: blocks of 256 columns, eight 6-bit scales and minimums per row (p1 dm, p2 s6)."""
+
+    def make_tile(n_tok: int) -> Any:
+        ops = tile_operations(n_tok)
+        zeros, store = ops.zeros, ops.store
+        add_products, add_minimums = ops.add_products(max_weight=31, offset=0), ops.add_minimums()
+
+        @device(_TILE)
+        def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+            acc = zeros()
+            for s in range(n // 8):
+                d = load_f16x16(p1 + 64 * s)
+                minus_dmin = sub(splat(0.0), load_f16x16(p1 + 64 * s + 32))
+                for half in range(2):
+                    for j in range(4):
+                        low = load_u8x16(p2 + 192 * s + 64 * half + 16 * j)
+                        high = shift_right(load_u8x16(p2 + 192 * s + 128 + 16 * j), 4 * half)
+                        scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
+                        minimum = or_i32(shift_right(low, 4), shift_left(and_i32(high, 12), 2))
+                        quants = load_quants(p0, p3, 8 * s + 4 * half + j)
+                        acc = add_products(acc, quants, mul(d, to_f32(scale)), x)
+                        acc = add_minimums(acc, mul(minus_dmin, to_f32(minimum)), x)
+                        x += x_block
+            store(out, acc)
+
+        return tile
+
+    return make_tile
+
+
+def _tile_q6_k(n_tok: int) -> Any:
+    """Blocks of 256 columns, sixteen signed 8-bit scales per row (p0 q4, p1 q2, p2 s8, p3 d)."""
+    ops = tile_operations(n_tok)
+    zeros, store = ops.zeros, ops.store
+    first = ops.add_products(max_weight=63, offset=32, half=0)
+    second = ops.add_products(max_weight=63, offset=32, half=1)
+
+    @device(_TILE)
+    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+        acc = zeros()
+        for s in range(n // 8):
+            d = load_f16x16(p3 + 32 * s)
+            for j in range(8 * s, 8 * s + 8):
+                quants = load_6bit(p0 + 256 * j, p1 + 128 * j)
+                acc = first(acc, quants, mul(d, to_f32(load_i8x16(p2 + 32 * j))), x)
+                acc = second(acc, quants, mul(d, to_f32(load_i8x16(p2 + 32 * j + 16))), x)
+                x += x_block
+        store(out, acc)
+
+    return tile
+
+
+def _tile_q3_k(n_tok: int) -> Any:
+    """Blocks of 256 columns, sixteen 6-bit scales per row (p0 q2, p1 q1, p2 s6, p3 d)."""
+    ops = tile_operations(n_tok)
+    zeros, store = ops.zeros, ops.store
+    first = ops.add_products(max_weight=7, offset=4, half=0)
+    second = ops.add_products(max_weight=7, offset=4, half=1)
+
+    @device(f32x16(int64, int64))
+    def scale_of(s6, i):
+        low = shift_right(load_u8x16(s6 + 16 * (i % 8)), 4 * (i // 8))
+        high = shift_right(load_u8x16(s6 + 128 + 16 * (i % 4)), 2 * (i // 4))
+        scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
+        return to_f32(sub_i32(scale, splat_i32(32)))
+
+    @device(_TILE)
+    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+        acc = zeros()
+        for s in range(n // 8):
+            d = load_f16x16(p3 + 32 * s)
+            for j in range(8):
+                quants = load_3bit(p0 + 128 * (8 * s + j), p1 + 64 * (8 * s + j))
+                acc = first(acc, quants, mul(d, scale_of(p2 + 192 * s, 2 * j)), x)
+                acc = second(acc, quants, mul(d, scale_of(p2 + 192 * s, 2 * j + 1)), x)
+                x += x_block
+        store(out, acc)
+
+    return tile
+
+
+def _tile_q2_k(n_tok: int) -> Any:
+    """Blocks of 256 columns, sixteen 4-bit scales and minimums per row (p0 q2, p1 s4, p2 dm)."""
+    ops = tile_operations(n_tok)
+    zeros, store = ops.zeros, ops.store
+    first, second = (ops.add_products(max_weight=3, half=h) for h in (0, 1))
+    first_minimum, second_minimum = (ops.add_minimums(half=h) for h in (0, 1))
+
+    @device(_TILE)
+    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+        acc = zeros()
+        for s in range(n // 8):
+            d = load_f16x16(p2 + 64 * s)
+            minus_dmin = sub(splat(0.0), load_f16x16(p2 + 64 * s + 32))
+            for j in range(8 * s, 8 * s + 8):
+                quants = load_2bit(p0 + 128 * j)
+                s0, s1 = load_u8x16(p1 + 32 * j), load_u8x16(p1 + 32 * j + 16)
+                acc = first(acc, quants, mul(d, to_f32(and_i32(s0, 15))), x)
+                acc = first_minimum(acc, mul(minus_dmin, to_f32(shift_right(s0, 4))), x)
+                acc = second(acc, quants, mul(d, to_f32(and_i32(s1, 15))), x)
+                acc = second_minimum(acc, mul(minus_dmin, to_f32(shift_right(s1, 4))), x)
+                x += x_block
+        store(out, acc)
+
+    return tile
+
+
+def _tile_iq4_xs(n_tok: int) -> Any:
+    """Blocks of 256 columns, eight 6-bit scales per row, table of values (p0 q4, p1 d, p2 s6)."""
+    ops = tile_operations(n_tok)
+    zeros, store = ops.zeros, ops.store
+    add_products = ops.add_products(max_weight=None)
+
+    @device(_TILE)
+    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+        acc = zeros()
+        for s in range(n // 8):
+            d = load_f16x16(p1 + 32 * s)
+            for j in range(8):
+                low = shift_right(load_u8x16(p2 + 96 * s + 16 * (j % 4)), 4 * (j // 4))
+                high = shift_right(load_u8x16(p2 + 96 * s + 64 + 16 * (j % 2)), 2 * (j // 2))
+                scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
+                scale = mul(d, to_f32(sub_i32(scale, splat_i32(32))))
+                acc = add_products(acc, lookup_iq4(p0 + 256 * (8 * s + j)), scale, x)
+                x += x_block
+        store(out, acc)
+
+    return tile
+
+
+def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
+    """Float weights, one column at a time, f32 activations."""
+
+    def make_tile(n_tok: int) -> Any:
+        ops = tile_operations(n_tok)
+        zeros, store, add_column = ops.zeros, ops.store, ops.add_column
+
+        @device(_TILE)
+        def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+            acc = zeros()
+            for column in range(n):
+                acc = add_column(acc, load_weight(p0 + n_bytes * column), x + 4 * column, x_tok)
+            store(out, acc)
+
+        return tile
+
+    return make_tile
+
+
+@device(_QUANTS)
+def _quants4_k(p0, p3, block):
+    return load_4bit(p0 + 256 * block)
+
+
+@device(_QUANTS)
+def _quants5_k(p0, p3, block):
+    return load_5bit(p0 + 256 * block, p3 + 64 * block)
+
+
+FORMATS: dict[str, MatmulFormat] = {
+    f.name: f
+    for f in (
+        MatmulFormat("Q4_0", ("q4", "d"), (256, 32), 32, _tile_of_blocks(_quants4, _d_of_part1, max_weight=15, offset=8)),
+        MatmulFormat("Q4_1", ("q4", "dm"), (256, 64), 32, _tile_of_blocks(_quants4, _dm_scale1, _dm_minimum1, max_weight=15)),
+        MatmulFormat("Q5_0", ("q4", "q1", "d"), (256, 64, 32), 32, _tile_of_blocks(_quants5, _d_of_part2, max_weight=31, offset=16)),
+        MatmulFormat("Q5_1", ("q4", "q1", "dm"), (256, 64, 64), 32, _tile_of_blocks(_quants5, _dm_scale2, _dm_minimum2, max_weight=31)),
+        MatmulFormat("Q8_0", ("q8", "d"), (512, 32), 32, _tile_of_blocks(_quants8, _d_of_part1, max_weight=None)),
+        MatmulFormat("IQ4_NL", ("q4", "d"), (256, 32), 32, _tile_of_blocks(_quants_iq4, _d_of_part1, max_weight=None)),
+        MatmulFormat("MXFP4", ("q4", "e"), (256, 16), 32, _tile_of_blocks(_quants_mxfp4, _e8m0_half, max_weight=None)),
+        MatmulFormat("Q4_K", ("q4", "dm", "s6"), (2048, 64, 192), 256, _tile_k_minimums(_quants4_k)),
+        MatmulFormat("Q5_K", ("q4", "dm", "s6", "q1"), (2048, 64, 192, 512), 256, _tile_k_minimums(_quants5_k)),
+        MatmulFormat("Q6_K", ("q4", "q2", "s8", "d"), (2048, 1024, 256, 32), 256, _tile_q6_k),
+        MatmulFormat("Q3_K", ("q2", "q1", "s6", "d"), (1024, 512, 192, 32), 256, _tile_q3_k),
+        MatmulFormat("Q2_K", ("q2", "s4", "dm"), (1024, 256, 64), 256, _tile_q2_k),
+        MatmulFormat("IQ4_XS", ("q4", "d", "s6"), (2048, 32, 96), 256, _tile_iq4_xs),
+        MatmulFormat("F16", ("w",), (32,), 1, _tile_float(load_f16x16, 32)),
+        MatmulFormat("BF16", ("w",), (32,), 1, _tile_float(load_bf16x16, 32)),
+        MatmulFormat("F32", ("w",), (64,), 1, _tile_float(load_f32x16, 64)),
+    )
+}  # fmt: skip
+
+
+def _make_tiles(make_tile: Callable[[int], Any], widths: tuple[int, ...], is_float: bool) -> Any:
+    """Return a function that covers ``n_tok`` tokens with tiles of these widths, widest first."""
+    rest = None
+    for width in sorted(widths):
+        rest = _one_width(make_tile(width), width, rest)
+    return rest
+
+
+def _one_width(tile: Any, width: int, narrower: Any) -> Any:
+    signature = void(*[int64] * 10)
+    if narrower is None:
+
+        @device(signature)
+        def tiles(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok):
+            for _ in range(n_tok):
+                tile(p0, p1, p2, p3, n, x, x_block, x_tok, out)
+                x += x_tok
+                out += 64
+    else:
+
+        @device(signature)
+        def tiles(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok):
+            while n_tok >= width:
+                tile(p0, p1, p2, p3, n, x, x_block, x_tok, out)
+                x += width * x_tok
+                out += 64 * width
+                n_tok -= width
+            if n_tok > 0:
+                narrower(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+
+    return tiles
+
+
+_scratch = stack_bytes(2 * TOKEN_GROUP * 64)
+
+
+@device(void(int64, int64, int64, int64, int64))
+def _finish(record, scratch, tok, n_tok, row_group):
+    """Apply activation, bias and residual to a finished tile and store it."""
+    y, y_step = load_i64(record + 112), load_i64(record + 120)
+    bias, residual, activation = load_i64(record + 128), load_i64(record + 136), load_i64(record + 144)
+    for t in range(n_tok):
+        value = load_f32x16(scratch + 64 * t)
+        if activation == 1:
+            value = mul(silu(value), load_f32x16(scratch + 64 * (TOKEN_GROUP + t)))
+        elif activation == 2:
+            value = mul(gelu(value), load_f32x16(scratch + 64 * (TOKEN_GROUP + t)))
+        if bias != 0:
+            value = add(value, load_f32x16(bias + 64 * row_group))
+        offset = (tok + t) * y_step + 64 * row_group
+        if residual != 0:
+            value = add(load_f32x16(residual + offset), value)
+        store_f32x16(y + offset, value)
+
+
+def matmul_kernel(name: str, target: Target) -> Kernel:
+    """Return the matmul kernel of a packed format for a target."""
+    fmt = FORMATS[name]
+    tiles = _make_tiles(fmt.make_tile, target.widths, fmt.is_float)
+    bytes_0, bytes_1, bytes_2, bytes_3 = (*fmt.part_bytes, 0, 0, 0)[:4]
+    groups_per_unit = max(1, fmt.unit // 32)
+    is_float = fmt.is_float
+
+    def matmul(record, batch, worker, n_worker):
+        n_tok = load_i64(batch + load_i64(record + 8))
+        n_row_group, n = load_i64(record + 16), load_i64(record + 24)
+        x = load_i64(record + 96)
+        row_start, row_stop = n_row_group * worker // n_worker, n_row_group * (worker + 1) // n_worker
+        n_matrix = 1 if load_i64(record + 144) == 0 else 2
+        n_unit = n // groups_per_unit
+        scratch = _scratch()
+        for chunk in range(row_start, row_stop, ROW_CHUNK):
+            for tok in range(0, n_tok, TOKEN_GROUP):
+                width = smaller(TOKEN_GROUP, n_tok - tok)
+                if is_float:
+                    x_tok, x_block = load_i64(record + 104), 0
+                    x_group = x + tok * x_tok
+                else:
+                    x_tok, x_block = X_BYTES, X_BYTES * width
+                    x_group = x + tok * n * X_BYTES
+                for row_group in range(chunk, smaller(chunk + ROW_CHUNK, row_stop)):
+                    for matrix in range(n_matrix):
+                        parts = record + 32 + 32 * matrix
+                        tiles(
+                            load_i64(parts) + row_group * n_unit * bytes_0,
+                            load_i64(parts + 8) + row_group * n_unit * bytes_1,
+                            load_i64(parts + 16) + row_group * n_unit * bytes_2,
+                            load_i64(parts + 24) + row_group * n_unit * bytes_3,
+                            n, x_group, x_block, x_tok, scratch + 64 * TOKEN_GROUP * matrix, width,
+                        )  # fmt: skip
+                    _finish(record, scratch, tok, width, row_group)
+
+    return Kernel(f"matmul_{name.lower()}", _OP, matmul)

@@ -1,0 +1,103 @@
+"""Activations to int8: one 64-byte record per token and 32 columns (``simd/tile.py`` has its layout).
+
+Record words of ``quantize``: 2 blocks of 32 columns, 3 x (f32 rows), 4 bytes between rows of x,
+5 records out. Of ``norm_quantize``: the same, then 6 norm weight, 7 epsilon (f32 bits in the low half),
+8 number of columns.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..simd.compiler import Kernel
+from ..simd.isa import Target
+from ..simd.tile import RECORD_BYTES, SCALE, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1, SUM, SUM_0, SUM_1
+from ..simd.vector import (
+    absolute, add, add_i32, broadcast_f32, device, div, f32x16, fma, first_lane, int64, larger, load_f32, load_f32x16,
+    load_i64, maximum, max_lanes, mul, round_to_i32, smaller, splat, splat_i32, sqrt, store_f32, store_i8x16,
+    store_i32, sub_i32, sum_lanes, sum_lanes_i32, to_f32, void, where_less,
+)  # fmt: skip
+from .layout import TOKEN_GROUP
+
+_OP = void(*[int64] * 4)
+_ZERO, _ONE, _STEPS = np.float32(0), np.float32(1), np.float32(127)
+
+
+@device(void(f32x16, f32x16, int64))
+def quantize_block(left, right, record):
+    """Write the record of 32 activations: quants ``round(x * 127 / max|x|)``, scale ``max|x| / 127``, sums."""
+    largest = splat(max_lanes(maximum(absolute(left), absolute(right))))
+    inverse = where_less(splat(_ZERO), largest, div(splat(_STEPS), largest), splat(_ZERO))
+    scale = div(largest, splat(_STEPS))
+    q_left, q_right = round_to_i32(mul(left, inverse)), round_to_i32(mul(right, inverse))
+    store_i8x16(record, q_left)
+    store_i8x16(record + 16, q_right)
+    sum_left, sum_right = sum_lanes_i32(q_left), sum_lanes_i32(q_right)
+    store_f32(record + SCALE, first_lane(scale))
+    store_i32(record + SUM, -(sum_left + sum_right))
+    store_i32(record + SUM_0, -sum_left)
+    store_i32(record + SUM_1, -sum_right)
+    store_f32(record + SCALED_SUM, first_lane(mul(scale, to_f32(splat_i32(sum_left + sum_right)))))
+    store_f32(record + SCALED_SUM_0, first_lane(mul(scale, to_f32(splat_i32(sum_left)))))
+    store_f32(record + SCALED_SUM_1, first_lane(mul(scale, to_f32(splat_i32(sum_right)))))
+    store_i32(record + 60, 0)
+
+
+@device(int64(int64, int64, int64, int64, int64))
+def record_address(records, n_tok, n_block, tok, block):
+    """Return where the record of a token's block lies: groups of 16 tokens, blocks, tokens of the group."""
+    first = tok // TOKEN_GROUP * TOKEN_GROUP
+    width = smaller(TOKEN_GROUP, n_tok - first)
+    return records + RECORD_BYTES * (first * n_block + block * width + tok - first)
+
+
+@device(f32x16(int64, int64, f32x16))
+def inverse_rms(x, n, epsilon):
+    """Return ``1 / sqrt(mean(x**2) + epsilon)`` in all lanes; x is padded with zeros to 16."""
+    total = splat(_ZERO)
+    for i in range(0, n, 16):
+        value = load_f32x16(x + 4 * i)
+        total = fma(value, value, total)
+    mean = div(splat(sum_lanes(total)), to_f32(splat_i32(n)))
+    return div(splat(_ONE), splat(sqrt(first_lane(add(mean, epsilon)))))
+
+
+def _quantize(record, batch, worker, n_worker):
+    n_tok = load_i64(batch + load_i64(record + 8))
+    n_block, x, x_step, records = (
+        load_i64(record + 16), load_i64(record + 24), load_i64(record + 32), load_i64(record + 40),
+    )  # fmt: skip
+    unit_start, unit_stop = n_tok * n_block * worker // n_worker, n_tok * n_block * (worker + 1) // n_worker
+    for tok in range(unit_start // n_block, (unit_stop + n_block - 1) // n_block):
+        block_start, block_stop = larger(unit_start - tok * n_block, 0), smaller(unit_stop - tok * n_block, n_block)
+        for block in range(block_start, block_stop):
+            address = x + tok * x_step + 128 * block
+            out = record_address(records, n_tok, n_block, tok, block)
+            quantize_block(load_f32x16(address), load_f32x16(address + 64), out)
+
+
+def _norm_quantize(record, batch, worker, n_worker):
+    n_tok = load_i64(batch + load_i64(record + 8))
+    n_block, x, x_step, records = (
+        load_i64(record + 16), load_i64(record + 24), load_i64(record + 32), load_i64(record + 40),
+    )  # fmt: skip
+    weight, epsilon, n = load_i64(record + 48), broadcast_f32(record + 56), load_i64(record + 64)
+    unit_start, unit_stop = n_tok * n_block * worker // n_worker, n_tok * n_block * (worker + 1) // n_worker
+    for tok in range(unit_start // n_block, (unit_stop + n_block - 1) // n_block):
+        block_start, block_stop = larger(unit_start - tok * n_block, 0), smaller(unit_stop - tok * n_block, n_block)
+        scale = inverse_rms(x + tok * x_step, n, epsilon)  # by every worker that shares the row: cheaper than a barrier
+        for block in range(block_start, block_stop):
+            address, w = x + tok * x_step + 128 * block, weight + 128 * block
+            left = mul(mul(load_f32x16(address), scale), load_f32x16(w))
+            right = mul(mul(load_f32x16(address + 64), scale), load_f32x16(w + 64))
+            quantize_block(left, right, record_address(records, n_tok, n_block, tok, block))
+
+
+def quantize_kernel(_target: Target) -> Kernel:
+    """Return the kernel that turns f32 rows into activation records."""
+    return Kernel("quantize", _OP, _quantize)
+
+
+def norm_quantize_kernel(_target: Target) -> Kernel:
+    """Return the kernel that normalises f32 rows and turns them into activation records."""
+    return Kernel("norm_quantize", _OP, _norm_quantize)

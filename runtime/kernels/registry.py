@@ -1,0 +1,50 @@
+"""Every kernel by name, and the source files whose change makes compiled objects stale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..simd.compiler import Kernel
+    from ..simd.isa import Target
+
+MATMUL_FORMATS = (
+    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "F16", "BF16", "F32",
+)  # fmt: skip
+ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
+OTHER = (
+    "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "run_pass", "work", "publish",
+)  # fmt: skip
+
+
+def kernel_names() -> list[str]:
+    """Return the names of all kernels."""
+    return [*(f"matmul_{f.lower()}" for f in MATMUL_FORMATS), *ROW_OPERATIONS, *OTHER]
+
+
+def build_kernel(name: str, target: Target) -> Kernel:
+    """Return a kernel ready to be compiled for a target (imports Numba).
+
+    Raises:
+        KeyError: there is no kernel of that name.
+    """
+    from . import attention, matmul, program_loop, quantize, rope, rows  # here: a start with objects needs no Numba
+
+    if name.startswith("matmul_"):
+        return matmul.matmul_kernel(name.removeprefix("matmul_").upper(), target)
+    if name in ROW_OPERATIONS:
+        return rows.row_kernel(name, target)
+    builders: dict[str, Callable[[Target], Kernel]] = {
+        "quantize": quantize.quantize_kernel,
+        "norm_quantize": quantize.norm_quantize_kernel,
+        "rope_table": rope.rope_table_kernel,
+        "rope": rope.rope_kernel,
+        "kv_store": attention.kv_store_kernel,
+        "attention": attention.attention_kernel,
+        "run_pass": program_loop.run_pass_kernel,
+        "work": program_loop.work_kernel,
+        "publish": program_loop.publish_kernel,
+    }
+    return builders[name](target)
