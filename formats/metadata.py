@@ -23,6 +23,7 @@ from .string_offsets import Offsets
 Scalar = int | float | bool
 Raw = bytes  # StringArray.bytes() hides the built-in name inside its class
 T = TypeVar("T")
+D = TypeVar("D")
 
 _MAX_LIST = 1 << 16  # larger arrays are vocabularies: strings() and numbers() read those
 
@@ -231,7 +232,7 @@ class Metadata:
         """
         return self._typed(key, self._entry(key), type_)
 
-    def optional(self, key: str, type_: type[T], default: T) -> T:
+    def optional(self, key: str, type_: type[T], default: D) -> T | D:
         """Return a value, or ``default`` when the key is missing; see ``required``.
 
         Raises:

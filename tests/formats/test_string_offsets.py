@@ -37,13 +37,14 @@ long = st.integers(200, 700).map(lambda n: b"y" * n)
     before=st.binary(max_size=20),
     after=st.binary(max_size=40),
     piece_bytes=st.sampled_from([8, 9, 31, 100, 1000, 1 << 16]),
+    few=st.sampled_from([0, 0, 0, 5, 400]),
 )
-@example(strings=[b""] * 200, before=b"", after=bytes(50), piece_bytes=1 << 16)
-@example(strings=[b"a" * 255, b"b" * 256, b"c" * 257], before=b"x", after=b"", piece_bytes=300)
-@example(strings=[b"abc"] * 10, before=b"", after=pack([b"abc"] * 10), piece_bytes=1 << 16)
-def test_finds_every_string(strings, before, after, piece_bytes):
+@example(strings=[b""] * 200, before=b"", after=bytes(50), piece_bytes=1 << 16, few=0)
+@example(strings=[b"a" * 255, b"b" * 256, b"c" * 257], before=b"x", after=b"", piece_bytes=300, few=0)
+@example(strings=[b"abc"] * 10, before=b"", after=pack([b"abc"] * 10), piece_bytes=1 << 16, few=0)
+def test_finds_every_string(strings, before, after, piece_bytes, few):
     data = before + pack(strings) + after
-    offsets = find(data, len(before), len(strings), piece_bytes=piece_bytes)
+    offsets = find(data, len(before), len(strings), piece_bytes=piece_bytes, few=few)
     assert offsets.tolist() == one_by_one(strings, len(before))
 
 
