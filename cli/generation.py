@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from ..formats.errors import ConfigError
 from .options import LoadOptions, SamplingOptions
 from .render.progress import ProgressBar
+from .text_input import unescape
 
 if TYPE_CHECKING:
     from ..runtime.engine import Engine, GeneratedToken, GenerationParams, GenerationStats, Session
-    from ..runtime.sampling.settings import SamplerSettings
 
-_LOGIT_BIAS = re.compile(r"([0-9]{1,9})([+-])((?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|inf)")
+WHOLE_CONTEXT = 2**31 - 1  # what -1 means where an option counts the latest tokens
 
 
 def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -> Engine:
@@ -50,15 +49,10 @@ def choose_seed(seed: int) -> int:
     return secrets.randbits(32) if seed < 0 else seed
 
 
-def sampler_settings(options: SamplingOptions) -> SamplerSettings:
-    """Return the sampler chain's settings.
-
-    Raises:
-        ConfigError: a value that no sampler takes.
-    """
-    from ..runtime.sampling.settings import SamplerSettings
-
-    values: dict[str, Any] = {
+def sampler_options(options: SamplingOptions) -> dict[str, object]:
+    """Return the sampler chain's options by the name of the setting; None means the default."""
+    order = parse_order(options)
+    return {
         "temperature": options.temp,
         "top_k": options.top_k,
         "top_p": options.top_p,
@@ -67,38 +61,35 @@ def sampler_settings(options: SamplingOptions) -> SamplerSettings:
         "top_n_sigma": options.top_nsigma,
         "xtc_probability": options.xtc_probability,
         "xtc_threshold": options.xtc_threshold,
-        "repeat_last_n": options.repeat_last_n,
+        "repeat_last_n": WHOLE_CONTEXT if options.repeat_last_n < 0 else options.repeat_last_n,
         "repeat_penalty": options.repeat_penalty,
         "presence_penalty": options.presence_penalty,
         "frequency_penalty": options.frequency_penalty,
         "dry_multiplier": options.dry_multiplier,
         "dry_base": options.dry_base,
         "dry_allowed_length": options.dry_allowed_length,
-        "dry_penalty_last_n": options.dry_penalty_last_n,
+        "dry_penalty_last_n": WHOLE_CONTEXT if options.dry_penalty_last_n < 0 else options.dry_penalty_last_n,
+        "dry_sequence_breakers": [unescape(text) for text in options.dry_sequence_breaker or []] or None,
         "dynatemp_range": options.dynatemp_range,
         "dynatemp_exponent": options.dynatemp_exp,
-        "logit_bias": parse_logit_bias(options.logit_bias or []),
+        "logit_bias": options.logit_bias or None,
+        "samplers": order,
     }
-    if options.dry_sequence_breaker:
-        values["dry_sequence_breakers"] = tuple(text for text in options.dry_sequence_breaker if text != "none")
-    if options.samplers is not None:
-        values["samplers"] = tuple(name.strip() for name in options.samplers.split(";") if name.strip())
-    return SamplerSettings(**values)
 
 
-def parse_logit_bias(items: list[str]) -> tuple[tuple[int, float], ...]:
-    """Read ``15043+1`` and ``15043-inf``: a token id and what is added to its logit.
+def parse_order(options: SamplingOptions) -> tuple[str, ...] | None:
+    """Return the samplers that ``--samplers`` or ``--sampler-seq`` name, None for the default order.
 
     Raises:
-        ConfigError: an item is written differently.
+        ConfigError: both are given, or one names a sampler that does not exist.
     """
-    biases = []
-    for item in items:
-        match = _LOGIT_BIAS.fullmatch(item)
-        if match is None:
-            raise ConfigError(f"--logit-bias {item!r}: expected a token id, a sign and a number, such as 15043-1.5")
-        biases.append((int(match[1]), float(match[2] + match[3])))
-    return tuple(biases)
+    from ..runtime.sampling.settings import parse_sampler_letters, parse_samplers
+
+    if options.samplers is not None and options.sampler_seq is not None:
+        raise ConfigError("--samplers and --sampler-seq exclude each other")
+    if options.sampler_seq is not None:
+        return parse_sampler_letters(options.sampler_seq)
+    return None if options.samplers is None else parse_samplers(options.samplers)
 
 
 def generation_params(
@@ -113,12 +104,13 @@ def generation_params(
         max_tokens: limit where the options set none.
     """
     from ..runtime.engine import GenerationParams
+    from ..runtime.sampling.settings import SamplerSettings
 
     return GenerationParams(
-        sampler=sampler_settings(options),
+        sampler=SamplerSettings.from_options(sampler_options(options)),
         seed=seed,
         max_tokens=max_tokens if options.predict < 0 else options.predict,
-        stop=tuple(text for text in options.reverse_prompt or () if text),
+        stop=tuple(unescape(text) for text in options.reverse_prompt or () if text),
         n_logprobs=n_logprobs,
         ignore_eos=options.ignore_eos,
     )

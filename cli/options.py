@@ -14,17 +14,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
-
-if typing.TYPE_CHECKING:
-    from ..runtime.engine import Engine, GenerationParams
-    from ..runtime.sampling.settings import SamplerSettings
 
 Model = Annotated[
     str,
@@ -163,11 +157,21 @@ class SamplingOptions:
         str | None,
         typer.Option("--samplers", metavar="LIST", help="Samplers in order, separated by ';'.", show_default=False),
     ] = None
+    sampler_seq: Annotated[
+        str | None,
+        typer.Option(
+            "--sampler-seq",
+            "--sampling-seq",
+            metavar="LETTERS",
+            help="The same, one letter each: edskypmxt.",
+            show_default=False,
+        ),
+    ] = None
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the end of the answer.")] = False
     reverse_prompt: Annotated[
         list[str] | None,
         typer.Option(
-            "--reverse-prompt", "-r", "--stop", metavar="TEXT", help="Stop where this text appears (may repeat).", show_default=False
+            "--reverse-prompt", "-r", "--stop", metavar="TEXT", help=r"Stop where this text appears; \n is a newline (may repeat).", show_default=False
         ),
     ] = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import typer
 from ..formats.errors import ConfigError
 
 MAX_INPUT_BYTES = 256 * 1024 * 1024
+_ESCAPE = re.compile(r"""\\(?:x([0-9A-Fa-f]{2})|([nrt'"\\]))""")
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "'": "'", '"': '"', "\\": "\\"}
 
 
 def read_text(path: Path, *, drop_last_newline: bool = True) -> str:
@@ -58,6 +61,11 @@ def argument_text(text: str, where: str) -> str:
     except UnicodeEncodeError:
         raise ConfigError(f"{where}: not UTF-8 text") from None
     return text
+
+
+def unescape(text: str) -> str:
+    r"""Replace ``\n \r \t \' \" \\`` and ``\xHH`` as llama.cpp's ``--escape`` does; anything else stays."""
+    return _ESCAPE.sub(lambda match: chr(int(match[1], 16)) if match[1] else _ESCAPED[match[2]], text)
 
 
 def choose_text(text: str | None, file: Path | None, *, where: str) -> str:

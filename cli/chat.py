@@ -1,0 +1,118 @@
+"""``llmrun chat``: talk to a model in the terminal, or answer the lines of a pipe."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .catalogue import DEFAULT_MODEL
+from .chat_loop import RAW_MAX_TOKENS, Chat, ChatSettings, Leave
+from .generation import choose_seed, generation_params, open_engine, parse_template_kwargs, sampler_options
+from .model_ref import resolve
+from .options import LoadOptions, PromptOptions, SamplingOptions
+from .render.chat_screen import PlainScreen, TerminalScreen
+from .render.text import count, size
+from .text_input import argument_text, choose_text
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine
+
+
+def chat(
+    loading: LoadOptions,
+    sampling: SamplingOptions,
+    prompting: PromptOptions,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="[MODEL]", help="A GGUF file, a name from `llmrun list`, or user/repo[:QUANT] on the Hugging Face hub."
+        ),
+    ] = DEFAULT_MODEL,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The first turn.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the first turn from a file.", show_default=False)
+    ] = None,
+) -> None:
+    """Talk to a model.
+
+    In a terminal: /help lists the commands, Ctrl-C stops an answer and keeps it, Ctrl-D leaves.
+    From a pipe: each line is a turn, the answers go to standard output, and it ends with the input.
+    """
+    kwargs = parse_template_kwargs(prompting.chat_template_kwargs)
+    system = prompting.system_prompt
+    if system is not None:
+        system = argument_text(system, "--system-prompt")
+    first = choose_text(prompt, file, where="-p/--prompt") if prompt is not None or file is not None else None
+    is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    seed = choose_seed(sampling.seed)
+    params = generation_params(sampling, seed=seed)
+    with open_engine(resolve(model), loading) as engine:
+        if engine.template is None and params.max_tokens is None and not params.ignore_eos:
+            params = generation_params(sampling, seed=seed, max_tokens=RAW_MAX_TOKENS)
+        screen = TerminalScreen() if is_interactive else PlainScreen()
+        remarks = _remarks(engine, seed, params.max_tokens)
+        if isinstance(screen, TerminalScreen):
+            screen.header(engine.info.name, [*_description(engine), *remarks, "/help lists the commands, Ctrl-D leaves"])
+        else:
+            for remark in remarks:
+                screen.notice(remark)
+        talk = Chat(
+            engine,
+            screen,
+            ChatSettings(sampler_options(sampling), params),
+            system=system,
+            template_kwargs=kwargs,
+            stops_at_interrupt=is_interactive,
+        )
+        try:
+            if first is not None:
+                talk.take(first)
+            if is_interactive:
+                _talk_in_terminal(talk, screen)
+            else:
+                _answer_pipe(talk)
+        except Leave:
+            pass
+    if talk.n_errors and not is_interactive:
+        raise typer.Exit(1)
+
+
+def _talk_in_terminal(talk: Chat, screen: PlainScreen | TerminalScreen) -> None:
+    from .line_input import terminal_reader
+
+    read = terminal_reader(screen.notice)
+    while True:
+        try:
+            line = read()
+        except EOFError:
+            return
+        talk.take(line)
+
+
+def _answer_pipe(talk: Chat) -> None:
+    from .line_input import piped_lines
+
+    for line in piped_lines():
+        talk.take(line)
+
+
+def _description(engine: Engine) -> list[str]:
+    info = engine.info
+    return [
+        f"{info.architecture} · {info.quant} · {count(info.n_params)} parameters · "
+        f"{size(info.file_bytes)} in the file, {size(info.packed_bytes)} in memory",
+        f"context {engine.n_ctx} tokens · {engine.n_threads} threads · {engine.isa}",
+    ]
+
+
+def _remarks(engine: Engine, seed: int, max_tokens: int | None) -> list[str]:
+    remarks = list(engine.notices)
+    if engine.template is None:
+        limit = f", at most {max_tokens} tokens a turn (-n)" if max_tokens is not None else ""
+        remarks.append(f"no chat template: this model continues your text{limit}")
+    return [*remarks, f"seed {seed}"]

@@ -1,0 +1,197 @@
+"""One chat: takes lines, answers them, keeps the conversation. Slash commands are in ``slash.py``.
+
+Drawing is left to a ``Screen`` and reading to whoever calls ``take``; so the same loop serves the
+terminal and a pipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..formats.errors import CapacityError, ConfigError, LlmrunError
+from .conversation import Conversation
+from .generation import generate, stats_line
+from .think import ThinkSplitter, opens_thinking
+
+if TYPE_CHECKING:
+    from ..runtime.engine import Engine, GenerationParams, Session
+
+RAW_MAX_TOKENS = 256  # a model without a chat template rarely ends by itself
+
+
+class Leave(Exception):  # noqa: N818  # not an error
+    """The user wants to leave the chat."""
+
+
+class Screen(Protocol):
+    """Where a chat shows things. Text from files and models may be passed as it is: the screen makes it safe."""
+
+    def notice(self, text: str) -> None:
+        """Show a remark of the program's own."""
+
+    def error(self, text: str) -> None:
+        """Show what went wrong."""
+
+    def rows(self, rows: list[tuple[str, str]]) -> None:
+        """Show names and what belongs to them."""
+
+    def piece(self, text: str, *, is_thinking: bool) -> None:
+        """Show the next piece of an answer."""
+
+    def end_answer(self) -> None:
+        """Finish the answer's last line."""
+
+    def stats(self, line: str) -> None:
+        """Show the line about an answer's speed."""
+
+
+@dataclass(slots=True)
+class ChatSettings:
+    """What ``/set`` changes.
+
+    Attributes:
+        sampler: sampler settings by name, as ``SamplerSettings.from_options`` takes them.
+        params: everything else about an answer; its sampler is made from ``sampler``.
+    """
+
+    sampler: dict[str, object]
+    params: GenerationParams
+
+
+class Chat:
+    """The state of a chat and what can be done with it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        screen: Screen,
+        settings: ChatSettings,
+        *,
+        system: str | None = None,
+        template_kwargs: dict[str, Any] | None = None,
+        stops_at_interrupt: bool = True,
+    ) -> None:
+        self.engine = engine
+        self.screen = screen
+        self.settings = settings
+        self.conversation = Conversation(system)
+        self.n_errors = 0
+        self._kwargs = template_kwargs or {}
+        self._session: Session = engine.session()
+        self._sample = 0
+        self._stops_at_interrupt = stops_at_interrupt
+        if system is not None and engine.template is None:
+            raise ConfigError("--system-prompt needs a chat template")
+
+    def take(self, line: str) -> None:
+        """Answer one line, or carry out the slash command in it. An error is shown, and the chat goes on.
+
+        Raises:
+            Leave: the user wants to leave.
+        """
+        from .slash import carry_out  # here: it knows this module
+
+        try:
+            if line.startswith("/"):
+                carry_out(self, line)
+            elif line.strip():
+                self.ask(line.removeprefix(" ") if line.startswith(" /") else line)
+        except LlmrunError as error:
+            self.n_errors += 1
+            self.screen.error(str(error))
+
+    def ask(self, text: str) -> None:
+        """Add a question and answer it; a question that cannot be answered is not kept.
+
+        Raises:
+            LlmrunError: it does not fit into the context, or the template refuses it.
+        """
+        self._sample = 0
+        self.conversation.turns.append({"role": "user", "content": text})
+        answer = None
+        try:
+            answer = self._answer()
+        finally:
+            if answer is None:
+                self.conversation.turns.pop()
+        if answer is not None:
+            self.conversation.turns.append({"role": "assistant", "content": answer})
+
+    def regenerate(self) -> None:
+        """Replace the last answer by the next sample for the same question.
+
+        Raises:
+            LlmrunError: there is none, or it does not fit.
+        """
+        before = self.conversation.turns[-1:]
+        if not self.conversation.drop_answer():
+            raise ConfigError("there is no answer yet")
+        answer = None
+        try:
+            self._sample += 1
+            answer = self._answer()
+        finally:
+            if answer is None:
+                self._sample -= 1
+                self.conversation.turns += before
+        if answer is not None:
+            self.conversation.turns.append({"role": "assistant", "content": answer})
+
+    def restart(self) -> None:
+        """Drop all turns; the system prompt stays."""
+        self.conversation.turns.clear()
+        self._sample = 0
+
+    def prompt_ids(self) -> list[int]:
+        """Return the token ids of the conversation, up to where the next answer begins."""
+        if self.engine.template is None:
+            return self.engine.tokenizer.encode(self.conversation.raw_text())
+        from ..runtime.chat_prompt import encode_chat
+
+        return encode_chat(self.engine.template, self.engine.tokenizer, self.conversation.messages(), **self._kwargs)
+
+    def _answer(self) -> str | None:
+        """Generate and show an answer; None if it was stopped before it began."""
+        ids = self.prompt_ids()
+        n_ctx = self.engine.n_ctx
+        if len(ids) >= n_ctx:
+            raise CapacityError(
+                f"the context is full: this turn needs {len(ids)} tokens and room for an answer, the context has {n_ctx}. "
+                "/undo drops the last turn, /clear all of them"
+            )
+        params = replace(self.settings.params, sample=self._sample)
+        tail = self.engine.tokenizer.decode(ids[-8:], special=True)
+        splitter = ThinkSplitter(is_thinking=self.engine.template is not None and opens_thinking(tail))
+        text, is_stopped, n_generated = "", False, 0
+        tokens = generate(self._session, ids, params)
+        try:
+            for token in tokens:
+                n_generated += 1
+                text += token.text
+                self._show(splitter.feed(token.text))
+        except KeyboardInterrupt:
+            if not self._stops_at_interrupt:
+                raise
+            is_stopped = True
+        finally:
+            tokens.close()  # type: ignore[attr-defined]  # it is a generator
+            self._show(splitter.flush())
+            if n_generated:
+                self.screen.end_answer()
+        if is_stopped and not n_generated:
+            self.screen.notice("stopped before the answer began; the question is not kept")
+            return None
+        stats = self._session.stats
+        n_used = len(ids) + n_generated
+        line = stats_line(stats, n_used=n_used, n_ctx=n_ctx)
+        self.screen.stats(f"{line} · stopped" if is_stopped else line)
+        if stats.finish_reason == "length" and (params.max_tokens is None or n_generated < params.max_tokens):
+            self.screen.notice(f"the context of {n_ctx} tokens is full: /undo drops the last turn, /clear all of them")
+        elif stats.finish_reason == "length":
+            self.screen.notice(f"stopped at the limit of {params.max_tokens} tokens (-n, /set predict)")
+        return text
+
+    def _show(self, parts: list[tuple[str, bool]]) -> None:
+        for text, is_thinking in parts:
+            self.screen.piece(text, is_thinking=is_thinking)

@@ -1,0 +1,134 @@
+"""``llmrun doctor``: what this machine is, and what llmrun makes of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .models_folder import local_models, models_folder
+from .render.text import escaped, size
+
+_COPY_BYTES = 128 << 20
+_COPY_SECONDS = 0.5
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+    """Show the CPU, the instruction set chosen, threads and why, caches, memory and its bandwidth."""
+    rows = {**_software(), **_processor(), **_threads(), **_memory(), **_models()}
+    if as_json:
+        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        return
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        typer.echo(f"{name:{width}}  {escaped(value)}")
+
+
+def _software() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    from .. import __version__
+
+    packages = []
+    for name in ("numpy", "numba", "llvmlite"):
+        try:
+            packages.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            packages.append(f"{name} missing")
+    return {
+        "llmrun": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "packages": ", ".join(packages),
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+    }
+
+
+def _processor() -> dict[str, str]:
+    from ..runtime.simd.isa import choose_target, supported_targets
+
+    chosen = choose_target()
+    names = ", ".join(target.name for target in supported_targets())
+    why = "LLMRUN_ISA asks for it" if os.environ.get("LLMRUN_ISA") else "the best that this CPU runs"
+    return {
+        "cpu": _cpu_name(),
+        "caches": _caches() or "unknown",
+        "instruction set": f"{chosen.name} ({why}; it runs {names})",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _caches() -> str:
+    """Return the first core's caches as Linux tells them; empty elsewhere."""
+    found = []
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, n = ((folder / name).read_text(encoding="ascii").strip() for name in ("level", "type", "size"))
+            shared = (folder / "shared_cpu_list").read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        letter = {"Data": "d", "Instruction": "i"}.get(kind, "")
+        found.append(f"L{level}{letter} {n} (cores {shared})")
+    return ", ".join(found)
+
+
+def _threads() -> dict[str, str]:
+    import psutil
+
+    logical, physical = psutil.cpu_count() or 1, psutil.cpu_count(logical=False)
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else logical
+    return {"cores": f"{physical or 'unknown number of'} physical, {logical} logical, {usable} allowed to this process"}
+
+
+def _memory() -> dict[str, str]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    one, several = copy_bandwidth(1), copy_bandwidth(max(1, os.cpu_count() or 1))
+    return {
+        "memory": f"{size(memory.total)}, {size(memory.available)} available",
+        "memory bandwidth": f"{one / 1e9:.1f} GB/s with one thread, {several / 1e9:.1f} GB/s with {os.cpu_count() or 1} (copying)",
+    }
+
+
+def copy_bandwidth(n_thread: int) -> float:
+    """Return the bytes per second that ``n_thread`` threads read and write together when they copy large arrays."""
+    import numpy as np
+
+    arrays = [(np.ones(_COPY_BYTES // n_thread, np.uint8), np.ones(_COPY_BYTES // n_thread, np.uint8)) for _ in range(n_thread)]
+    copied = [0] * n_thread
+    deadline = time.perf_counter() + _COPY_SECONDS
+
+    def work(i: int) -> None:
+        source, target = arrays[i]
+        while time.perf_counter() < deadline:
+            np.copyto(target, source)  # releases the interpreter's lock
+            copied[i] += 2 * source.nbytes
+
+    start = time.perf_counter()
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(n_thread)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(copied) / (time.perf_counter() - start)
+
+
+def _models() -> dict[str, str]:
+    folder = models_folder()
+    return {"models": f"{folder} ({len(local_models(folder))} models)"}

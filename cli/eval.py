@@ -1,0 +1,80 @@
+"""``llmrun eval``: measure a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .generation import open_engine
+from .model_ref import resolve
+from .options import LoadOptions, Model
+from .render.progress import ProgressBar
+from .text_input import read_text
+
+if TYPE_CHECKING:
+    from ..runtime.perplexity import Perplexity
+
+DEFAULT_CTX = 512
+
+
+def perplexity(
+    model: Model,
+    loading: LoadOptions,
+    file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="The text.", show_default=False)],
+    chunks: Annotated[int, typer.Option("--chunks", min=-1, metavar="N", help="Measure only the first N chunks; -1: all.")] = -1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    per_token: Annotated[
+        bool, typer.Option("--per-token", help="Also give the negative log-likelihood of every token that counts.")
+    ] = False,
+) -> None:
+    """Measure the perplexity on a text, as llama-perplexity does.
+
+    The text is cut into chunks of -c tokens (here 0 means 512); the second half of each chunk counts.
+    """
+    from ..runtime.perplexity import measure, plan_chunks  # here: --help must not pay for NumPy
+
+    n_ctx = loading.ctx_size or DEFAULT_CTX
+    text = read_text(file)
+    with open_engine(resolve(model), loading, n_ctx=n_ctx) as engine:
+        plan = plan_chunks(engine.tokenizer, text, n_ctx=n_ctx, max_chunks=chunks if chunks >= 0 else None)
+        with ProgressBar("measuring") as progress:
+
+            def report(so_far: Perplexity) -> None:
+                progress(f"perplexity {so_far.perplexity:.4f}", so_far.n_done, so_far.n_chunk)
+                if not as_json and not sys.stderr.isatty():
+                    print(f"[{so_far.n_done}]{so_far.perplexity:.4f},", end="", file=sys.stderr, flush=True)
+
+            result = measure(engine, engine.tokenizer, plan, on_chunk=report)
+        if not as_json and not sys.stderr.isatty():
+            print(file=sys.stderr)
+        if as_json:
+            typer.echo(json.dumps(_record(engine.info.path.name, result, per_token=per_token)))
+            return
+        typer.echo(f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.error:.5f}")
+        if per_token:
+            for i, (token_id, nll) in enumerate(zip(_counted(plan), result.nll, strict=True)):
+                typer.echo(f"{i}\t{token_id}\t{nll:.6f}")
+
+
+def _record(model: str, result: Perplexity, *, per_token: bool) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "model": model,
+        "perplexity": result.perplexity,
+        "error": result.error,
+        "mean_nll": result.mean_nll,
+        "n_ctx": result.n_ctx,
+        "n_chunk": result.n_chunk,
+        "n_token": result.count,
+    }
+    if per_token:
+        record["nll"] = result.nll
+    return record
+
+
+def _counted(chunks: list[list[int]]) -> list[int]:
+    """Return the token ids that count, in the order of ``Perplexity.nll``."""
+    return [token_id for chunk in chunks for token_id in chunk[len(chunk) // 2 + 1 :]]

@@ -1,0 +1,132 @@
+"""``llmrun inspect``: what is in a model file. Nothing of the weights is read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .model_ref import resolve
+from .options import Model
+from .render.text import count, escaped, size
+
+if TYPE_CHECKING:
+    from ..formats.gguf import GgufFile
+    from ..formats.metadata import Metadata
+
+MAX_SHOWN_TEXT = 100
+MAX_SHOWN_ITEMS = 6
+
+
+def inspect(
+    model: Model,
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    program: Annotated[bool, typer.Option("--program", help="List the operations of a forward pass.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show what a model file holds: sizes, types, metadata, tensors, the program that runs it."""
+    from ..formats.gguf import GgufFile  # here: --help must not pay for NumPy
+
+    with GgufFile.open(resolve(model)) as file:
+        if as_json:
+            typer.echo(json.dumps(_record(file, with_tensors=tensors, with_program=program), ensure_ascii=False, indent=2))
+            return
+        _print_rows(_summary(file))
+        typer.echo()
+        _print_rows([(key, _shown(file.metadata, key)) for key in file.metadata.keys()])
+        if tensors:
+            typer.echo()
+            for info in file.tensors.values():
+                shape = " x ".join(map(str, info.shape))
+                typer.echo(f"{info.ggml_type.name:8} {shape:>16} {size(info.n_bytes):>8}  {escaped(info.name)}")
+        if program:
+            typer.echo()
+            for line in _program_lines(file):
+                typer.echo(escaped(line))
+
+
+def _summary(file: GgufFile) -> list[tuple[str, str]]:
+    metadata = file.metadata
+    types = Counter(info.ggml_type.name for info in file.tensors.values())
+    n_params = sum(math.prod(info.shape) for info in file.tensors.values())
+    template = metadata.get("tokenizer.chat_template")
+    rows = [
+        ("file", f"{file.path}, GGUF version {file.version}"),
+        ("size", size(file.n_bytes)),
+        ("parameters", f"{count(n_params)} ({n_params})"),
+        ("tensors", f"{len(file.tensors)}: " + ", ".join(f"{n} {name}" for name, n in types.most_common())),
+    ]
+    if isinstance(template, str):
+        digest = hashlib.sha256(template.encode()).hexdigest()
+        rows.append(("chat template", f"{len(template)} characters, sha256 {digest}"))
+    else:
+        rows.append(("chat template", "none: prompts are continued as they are"))
+    return rows
+
+
+def _print_rows(rows: list[tuple[str, str]]) -> None:
+    width = min(48, max((len(name) for name, _ in rows), default=0))
+    for name, value in rows:
+        typer.echo(f"{escaped(name):{width}}  {escaped(value)}")
+
+
+def _shown(metadata: Metadata, key: str) -> str:
+    """Return a metadata value on one line: long texts cut, arrays by their first elements."""
+    if metadata.is_array(key):
+        n_item = metadata.count(key)
+        items = _items(metadata, key, MAX_SHOWN_ITEMS)
+        dots = ", …" if n_item > len(items) else ""
+        return f"{metadata.type_name(key)}: [{', '.join(map(_short, items))}{dots}]"
+    return _short(metadata.get(key))
+
+
+def _items(metadata: Metadata, key: str, n: int) -> list[Any]:
+    value = metadata.get(key)
+    return [item.item() if hasattr(item, "item") else item for item in value[:n]]  # type: ignore[index,union-attr]
+
+
+def _short(value: object) -> str:
+    if not isinstance(value, str):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    return repr(value) if len(value) <= MAX_SHOWN_TEXT else f"{value[:MAX_SHOWN_TEXT]!r}… ({len(value)} characters)"
+
+
+def _record(file: GgufFile, *, with_tensors: bool, with_program: bool) -> dict[str, Any]:
+    metadata = file.metadata
+    values: dict[str, Any] = {}
+    for key in metadata.keys():
+        if metadata.is_array(key):
+            values[key] = {"type": metadata.type_name(key), "first": _items(metadata, key, MAX_SHOWN_ITEMS)}
+        else:
+            value = metadata.get(key)
+            values[key] = value if not isinstance(value, float) or math.isfinite(value) else str(value)
+    record: dict[str, Any] = {
+        "path": str(file.path),
+        "version": file.version,
+        "n_bytes": file.n_bytes,
+        "n_params": sum(math.prod(info.shape) for info in file.tensors.values()),
+        "metadata": values,
+    }
+    if with_tensors:
+        record["tensors"] = [
+            {
+                "name": info.name,
+                "type": info.ggml_type.name,
+                "shape": list(info.shape),
+                "n_bytes": info.n_bytes,
+                "shard": info.shard,
+                "offset": info.offset,
+            }
+            for info in file.tensors.values()
+        ]
+    if with_program:
+        record["program"] = _program_lines(file)
+    return record
+
+
+def _program_lines(file: GgufFile) -> list[str]:
+    raise NotImplementedError
