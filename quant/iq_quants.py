@@ -38,6 +38,8 @@ from .iq_grids import grid, sign_masks
 
 _DELTA = np.float32(0.125)
 
+Fields = tuple[F32, NDArray[Any], F32]  # scale [n_block, 1], small scales [n_block, 8 or 16], values [n_block, 256]
+
 
 def _field(blocks: U8, start: int, stop: int, dtype: str) -> NDArray[Any]:
     return np.ascontiguousarray(blocks[:, start:stop]).view(dtype)
@@ -94,40 +96,61 @@ def iq2_s(blocks: U8) -> F32:
     return _spread(scale) * _entries(GgmlType.IQ2_S, index) * _signs(blocks[:, 34:66])
 
 
+def iq3_xxs_fields(blocks: U8) -> Fields:
+    """Return d, ``s [n_block, 8]`` and the signed codebook values ``[n_block, 256]``."""
+    aux = _field(blocks, 66, 98, "<u4")
+    return half_at(blocks, 0), aux >> 28, _entries(GgmlType.IQ3_XXS, blocks[:, 2:66]) * _aux_signs(aux)
+
+
 def iq3_xxs(blocks: U8) -> F32:
     """Return the weights ``[n_block, 256]``."""
-    aux = _field(blocks, 66, 98, "<u4")
-    scale = half_at(blocks, 0) * (np.float32(0.5) + (aux >> 28).astype(np.float32)) * np.float32(0.5)
-    return _spread(scale) * _entries(GgmlType.IQ3_XXS, blocks[:, 2:66]) * _aux_signs(aux)
+    d, s, values = iq3_xxs_fields(blocks)
+    return _spread(d * (np.float32(0.5) + s.astype(np.float32)) * np.float32(0.5)) * values
+
+
+def iq3_s_fields(blocks: U8) -> Fields:
+    """Return d, ``s [n_block, 8]`` and the signed codebook values ``[n_block, 256]``."""
+    high = np.unpackbits(blocks[:, 66:74], axis=1, bitorder="little")
+    index = blocks[:, 2:66] | (high.astype(np.uint16) << 8)
+    values = _entries(GgmlType.IQ3_S, index) * _signs(blocks[:, 74:106])
+    return half_at(blocks, 0), _nibbles(blocks[:, 106:110]), values
 
 
 def iq3_s(blocks: U8) -> F32:
     """Return the weights ``[n_block, 256]``."""
-    high = np.unpackbits(blocks[:, 66:74], axis=1, bitorder="little")
-    index = blocks[:, 2:66] | (high.astype(np.uint16) << 8)
-    scale = half_at(blocks, 0) * (1 + 2 * _nibbles(blocks[:, 106:110])).astype(np.float32)
-    return _spread(scale) * _entries(GgmlType.IQ3_S, index) * _signs(blocks[:, 74:106])
+    d, s, values = iq3_s_fields(blocks)
+    return _spread(d * (1 + 2 * s).astype(np.float32)) * values
 
 
-def iq1_s(blocks: U8) -> F32:
-    """Return the weights ``[n_block, 256]``."""
+def iq1_s_fields(blocks: U8) -> Fields:
+    """Return d, ``s [n_block, 8]`` and ``grid + delta [n_block, 256]``."""
     qh = _field(blocks, 34, 50, "<u2")
-    scale = half_at(blocks, 0) * (2 * ((qh >> 12) & 7) + 1).astype(np.float32)
     delta = np.where(qh & 0x8000, -_DELTA, _DELTA)
     high = ((qh[:, :, None] >> np.array([0, 3, 6, 9], np.uint16)) & 7).reshape(-1, 32)
     index = blocks[:, 2:34] | (high << 8)
-    return _spread(scale) * (_entries(GgmlType.IQ1_S, index) + _spread(delta))
+    return half_at(blocks, 0), (qh >> 12) & 7, _entries(GgmlType.IQ1_S, index) + _spread(delta)
 
 
-def iq1_m(blocks: U8) -> F32:
-    """Return the weights ``[n_block, 256]``."""
+def iq1_m_fields(blocks: U8) -> Fields:
+    """Return d, ``s [n_block, 16]`` and ``grid + delta [n_block, 256]``."""
     words = _field(blocks, 48, 56, "<u2")
     d = np.zeros(len(words), np.uint16)
     for i in range(4):
         d |= (words[:, i] >> 12) << (4 * i)
     s = ((words[:, :, None] >> np.array([0, 3, 6, 9], np.uint16)) & 7).reshape(-1, 16)
-    scale = d.view("<f2").astype(np.float32)[:, None] * (2 * s + 1).astype(np.float32)
     qh = _nibbles(blocks[:, 32:48])
     delta = np.where(qh & 8, -_DELTA, _DELTA)
     index = blocks[:, 0:32] | ((qh & 7).astype(np.uint16) << 8)
-    return _spread(scale) * (_entries(GgmlType.IQ1_M, index) + _spread(delta))
+    return d.view(np.float16).astype(np.float32)[:, None], s, _entries(GgmlType.IQ1_M, index) + _spread(delta)
+
+
+def iq1_s(blocks: U8) -> F32:
+    """Return the weights ``[n_block, 256]``."""
+    d, s, values = iq1_s_fields(blocks)
+    return _spread(d * (2 * s + 1).astype(np.float32)) * values
+
+
+def iq1_m(blocks: U8) -> F32:
+    """Return the weights ``[n_block, 256]``."""
+    d, s, values = iq1_m_fields(blocks)
+    return _spread(d * (2 * s + 1).astype(np.float32)) * values

@@ -89,6 +89,7 @@ class PackedTensor:
     n_row: int
     n_col: int
     parts: dict[str, NDArray[Any]]
+    source_type: GgmlType  # type in the file; another one than the format's is widened while packing
 
     @property
     def n_rowgroup(self) -> int:
@@ -158,24 +159,42 @@ def packed_format(name: str, ggml_type: GgmlType, n_row: int, n_col: int) -> Pac
     if chosen is None:
         known = ", ".join(t.name for t in PACKED_FORMATS)
         raise FormatError(f"tensor '{name}': no kernel layout for type {ggml_type.name}, expected one of {known}")
+    check_shape(name, ggml_type, n_row, n_col)
+    return chosen
+
+
+def check_shape(name: str, ggml_type: GgmlType, n_row: int, n_col: int) -> None:
+    """Check that a type's blocks can make up a matrix.
+
+    Raises:
+        FormatError: the shape does not fit the blocks.
+    """
     n_weight = BLOCK[ggml_type][0]
     if n_row < 1 or n_col < 1 or n_col % n_weight:
         raise FormatError(
             f"tensor '{name}' has {n_row} rows of {n_col} columns,"
             f" expected at least one row and a multiple of {n_weight} columns for {ggml_type.name}"
         )
-    return chosen
 
 
-def allocate(name: str, ggml_type: GgmlType, n_row: int, n_col: int) -> PackedTensor:
+def allocate(
+    name: str, ggml_type: GgmlType, n_row: int, n_col: int, source_type: GgmlType | None = None
+) -> PackedTensor:
     """Return a packed tensor whose parts are allocated but not yet filled (pages are untouched).
+
+    Args:
+        name: the tensor's name, for messages.
+        ggml_type: the type of the layout, as ``widen.run_type`` chooses it.
+        n_row: rows of the matrix.
+        n_col: columns of the matrix.
+        source_type: type of the data that will be packed, if it is another one.
 
     Raises:
         FormatError: kernels do not read this type, or the shape does not fit its blocks.
     """
     chosen = packed_format(name, ggml_type, n_row, n_col)
     parts = {p.name: aligned_empty(p.shape(n_row, n_col), p.dtype) for p in chosen.parts}
-    return PackedTensor(name, chosen, n_row, n_col, parts)
+    return PackedTensor(name, chosen, n_row, n_col, parts, ggml_type if source_type is None else source_type)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -17,7 +17,10 @@ Source: llama.cpp ``ggml/src/ggml-common.h`` and ``ggml-quants.c``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from .floats import F32, U8, half_at
 
@@ -31,13 +34,23 @@ def _trits(packed: U8, n: int) -> U8:
     return ((shifted.astype(np.uint16) * 3) >> 8).astype(np.uint8).reshape(len(packed), -1)
 
 
+def tq1_0_quants(blocks: U8) -> NDArray[Any]:
+    """Return the trits ``[n_block, 256]``, 0 to 2."""
+    return np.concatenate(
+        [_trits(blocks[:, 0:32], 5), _trits(blocks[:, 32:48], 5), _trits(blocks[:, 48:52], 4)], axis=1
+    )
+
+
+def tq2_0_quants(blocks: U8) -> NDArray[Any]:
+    """Return the 2-bit quants ``[n_block, 256]``, 0 to 3."""
+    return ((blocks[:, :64].reshape(-1, 2, 1, 32) >> _CRUMBS) & 3).reshape(-1, 256)
+
+
 def tq1_0(blocks: U8) -> F32:
     """Return the weights ``[n_block, 256]``."""
-    t = np.concatenate([_trits(blocks[:, 0:32], 5), _trits(blocks[:, 32:48], 5), _trits(blocks[:, 48:52], 4)], axis=1)
-    return half_at(blocks, 52) * (t.astype(np.int8) - np.int8(1)).astype(np.float32)
+    return half_at(blocks, 52) * (tq1_0_quants(blocks).astype(np.int8) - np.int8(1)).astype(np.float32)
 
 
 def tq2_0(blocks: U8) -> F32:
     """Return the weights ``[n_block, 256]``."""
-    q = ((blocks[:, :64].reshape(-1, 2, 1, 32) >> _CRUMBS) & 3).reshape(-1, 256)
-    return half_at(blocks, 64) * (q.astype(np.int8) - np.int8(1)).astype(np.float32)
+    return half_at(blocks, 64) * (tq2_0_quants(blocks).astype(np.int8) - np.int8(1)).astype(np.float32)

@@ -68,7 +68,7 @@ def test_parts_are_aligned_and_contiguous(ggml_type):
 @pytest.mark.parametrize("ggml_type", TYPES, ids=by_name)
 def test_padded_rows_are_zero(ggml_type, matrix):
     packed = pack("w", ggml_type, (3, 256), matrix(ggml_type, 3, 256))
-    whole = type(packed)("w", packed.format, 16, 256, packed.parts)
+    whole = type(packed)("w", packed.format, 16, 256, packed.parts, packed.format.ggml_type)
     assert not np.any(unpack(whole)[3:])
 
 

@@ -1,0 +1,64 @@
+"""Write GGML blocks from their integers: the way back from ``dequantize``, without choosing any value.
+
+Used to widen one type into another. Field orders are in ``legacy.py`` and ``k_quants.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .floats import U8
+
+Array = NDArray[Any]
+
+
+def half_bytes(values: NDArray[np.float32]) -> U8:
+    """Return ``[n, 1]`` numbers as little-endian half precision, ``u8 [n, 2]``."""
+    return np.ascontiguousarray(values).astype("<f2").view(np.uint8)
+
+
+def _nibbles(q: Array, run: int) -> Array:
+    """Pack ``[n, m]`` values below 16, low nibbles from the first ``run`` of every ``2 * run``: ``[n, m // 2]``."""
+    pairs = q.reshape(len(q), -1, 2, run)
+    packed: Array = pairs[:, :, 0] | (pairs[:, :, 1] << 4)
+    return packed.reshape(len(q), -1)
+
+
+def _crumbs(q: Array) -> Array:
+    """Pack ``[n, 256]`` values below 4 as K types do: ``[n, 64]``."""
+    c = q.reshape(-1, 2, 4, 32)
+    packed: Array = c[:, :, 0] | (c[:, :, 1] << 2) | (c[:, :, 2] << 4) | (c[:, :, 3] << 6)
+    return packed.reshape(-1, 64)
+
+
+def encode_q4_0(d: U8, q: U8) -> U8:
+    """Return Q4_0 blocks from ``d u8 [n, 2]`` and ``q [n, 32]``, 0 to 15."""
+    return np.concatenate([d, _nibbles(q, 16)], axis=1)
+
+
+def encode_q8_0(d: U8, q: NDArray[np.int8]) -> U8:
+    """Return Q8_0 blocks from ``d u8 [n, 2]`` and ``q [n, 32]``."""
+    return np.concatenate([d, q.view(np.uint8)], axis=1)
+
+
+def encode_q2_k(d: U8, dmin: U8, scales: U8, q: U8) -> U8:
+    """Return Q2_K blocks from ``d, dmin u8 [n, 2]``, ``scales [n, 16]`` (with minima) and ``q [n, 256]``, 0 to 3."""
+    return np.concatenate([scales, _crumbs(q), d, dmin], axis=1)
+
+
+def encode_q5_k(d: U8, dmin: U8, scales_and_mins: tuple[U8, U8], q: U8) -> U8:
+    """Return Q5_K blocks from ``d, dmin u8 [n, 2]``, two of ``[n, 8]``, 0 to 63, and ``q [n, 256]``, 0 to 31."""
+    sc, m = scales_and_mins
+    a = (sc[:, :4] & 0x3F) | ((sc[:, 4:] >> 4) << 6)
+    b = (m[:, :4] & 0x3F) | ((m[:, 4:] >> 4) << 6)
+    c = (sc[:, 4:] & 0x0F) | ((m[:, 4:] & 0x0F) << 4)
+    qh = np.packbits((q >> 4).reshape(-1, 8, 32), axis=1, bitorder="little").reshape(-1, 32)
+    return np.concatenate([d, dmin, a, b, c, qh, _nibbles(q & 0x0F, 32)], axis=1)
+
+
+def encode_q6_k(d: U8, scales: NDArray[np.int8], q: U8) -> U8:
+    """Return Q6_K blocks from ``d u8 [n, 2]``, ``scales [n, 16]`` and ``q [n, 256]``, 0 to 63."""
+    return np.concatenate([_nibbles(q & 0x0F, 64), _crumbs(q >> 4), scales.view(np.uint8), d], axis=1)
