@@ -131,17 +131,23 @@ def iq1_s_fields(blocks: U8) -> Fields:
     return half_at(blocks, 0), (qh >> 12) & 7, _entries(GgmlType.IQ1_S, index) + _spread(delta)
 
 
+def iq1_m_scale(blocks: U8) -> F32:
+    """Return d, ``[n_block, 1]``: its nibbles lie on top of four words."""
+    words = _field(blocks, 48, 56, "<u2")
+    d = np.zeros((len(words), 1), np.uint16)
+    for i in range(4):
+        d |= (words[:, i : i + 1] >> 12) << (4 * i)
+    return d.view(np.float16).astype(np.float32)
+
+
 def iq1_m_fields(blocks: U8) -> Fields:
     """Return d, ``s [n_block, 16]`` and ``grid + delta [n_block, 256]``."""
     words = _field(blocks, 48, 56, "<u2")
-    d = np.zeros(len(words), np.uint16)
-    for i in range(4):
-        d |= (words[:, i] >> 12) << (4 * i)
     s = ((words[:, :, None] >> np.array([0, 3, 6, 9], np.uint16)) & 7).reshape(-1, 16)
     qh = _nibbles(blocks[:, 32:48])
     delta = np.where(qh & 8, -_DELTA, _DELTA)
     index = blocks[:, 0:32] | ((qh & 7).astype(np.uint16) << 8)
-    return d.view(np.float16).astype(np.float32)[:, None], s, _entries(GgmlType.IQ1_M, index) + _spread(delta)
+    return iq1_m_scale(blocks), s, _entries(GgmlType.IQ1_M, index) + _spread(delta)
 
 
 def iq1_s(blocks: U8) -> F32:

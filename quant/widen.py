@@ -74,13 +74,8 @@ def _iq1_s(blocks: U8) -> U8:
     return encode.encode_q5_k(encode.half_bytes(d / np.float32(8)), encode.half_bytes(d), (sc, m), q.reshape(-1, 256))
 
 
-def _to_q6_k(
-    fields: Callable[[U8], iq_quants.Fields], divisor: int, factor: float
-) -> tuple[Callable[[U8], bool], Callable[[U8], U8]]:
-    """Return test and conversion for weights ``d / divisor * (2s + 1) * (factor * value)``."""
-
-    def fits(blocks: U8) -> bool:
-        return _is_half(fields(blocks)[0] / np.float32(divisor))
+def _to_q6_k(fields: Callable[[U8], iq_quants.Fields], divisor: int, factor: float) -> Callable[[U8], U8]:
+    """Return the conversion of weights ``d / divisor * (2s + 1) * (factor * value)``."""
 
     def convert(blocks: U8) -> U8:
         d, s, values = fields(blocks)
@@ -88,22 +83,24 @@ def _to_q6_k(
         q = (np.float32(factor) * values + 32).astype(np.uint8)
         return encode.encode_q6_k(encode.half_bytes(d / np.float32(divisor)), scales, q)
 
-    return fits, convert
+    return convert
 
 
-def _float_scale(offset: int) -> tuple[Callable[[U8], bool], Callable[[U8], U8]]:
-    """Return test and conversion from a float32 scale in front and int8 quants at ``offset``."""
+def _single(blocks: U8) -> F32:
+    """Return the float32 scale in front of every block, ``[n_block, 1]``."""
+    return np.ascontiguousarray(blocks[:, :4]).view(np.float32)
 
-    def scale(blocks: U8) -> F32:
-        return np.ascontiguousarray(blocks[:, :4]).view(np.float32)
+
+def _float_scale(offset: int) -> Callable[[U8], U8]:
+    """Return the conversion from a float32 scale in front and int8 quants at ``offset``."""
 
     def convert(blocks: U8) -> U8:
         n_weight = 256 if blocks.shape[1] == BLOCK[GgmlType.Q8_K][1] else 32
         q = np.ascontiguousarray(blocks[:, offset : offset + n_weight]).view(np.int8).reshape(-1, 32)
-        d = np.repeat(encode.half_bytes(scale(blocks)), n_weight // 32, axis=0)
+        d = np.repeat(encode.half_bytes(_single(blocks)), n_weight // 32, axis=0)
         return encode.encode_q8_0(d, q).reshape(len(blocks), -1)
 
-    return lambda blocks: _is_half(scale(blocks)), convert
+    return convert
 
 
 def _as_f16(values: F32) -> NDArray[np.uint16]:
@@ -127,23 +124,27 @@ def _float_widenings(source: GgmlType) -> list[Widening]:
     return [way(GgmlType.F16, _as_f16), way(GgmlType.BF16, _as_bf16), way(GgmlType.F32, lambda values: values)]
 
 
+def _divisible(divisor: int, scale: Callable[[U8], F32]) -> Callable[[U8], bool]:
+    """Return the test that every scale, divided, is a finite half-precision number; reads scales only."""
+    return lambda blocks: _is_half(scale(blocks) / np.float32(divisor))
+
+
+def _half(offset: int) -> Callable[[U8], F32]:
+    return lambda blocks: half_at(blocks, offset)
+
+
 def _first_choices() -> dict[GgmlType, Widening]:
-    def half(offset: int) -> Callable[[U8], bool]:
-        return lambda blocks: _is_half(half_at(blocks, offset))
-
-    def eighth(blocks: U8) -> bool:
-        return _is_half(half_at(blocks, 0) / 8)
-
+    iq = iq_quants
     return {
-        GgmlType.Q1_0: Widening(GgmlType.Q4_0, half(0), _q1_0),
-        GgmlType.TQ1_0: Widening(GgmlType.Q2_K, half(52), _ternary(ternary.tq1_0_quants, 52)),
-        GgmlType.TQ2_0: Widening(GgmlType.Q2_K, half(64), _ternary(ternary.tq2_0_quants, 64)),
-        GgmlType.IQ1_S: Widening(GgmlType.Q5_K, eighth, _iq1_s),
-        GgmlType.IQ1_M: Widening(GgmlType.Q6_K, *_to_q6_k(iq_quants.iq1_m_fields, 8, 8)),
-        GgmlType.IQ3_XXS: Widening(GgmlType.Q6_K, *_to_q6_k(iq_quants.iq3_xxs_fields, 2, 0.5)),
-        GgmlType.IQ3_S: Widening(GgmlType.Q6_K, *_to_q6_k(iq_quants.iq3_s_fields, 1, 1)),
-        GgmlType.Q8_1: Widening(GgmlType.Q8_0, *_float_scale(8)),
-        GgmlType.Q8_K: Widening(GgmlType.Q8_0, *_float_scale(4)),
+        GgmlType.Q1_0: Widening(GgmlType.Q4_0, _divisible(1, _half(0)), _q1_0),
+        GgmlType.TQ1_0: Widening(GgmlType.Q2_K, _divisible(1, _half(52)), _ternary(ternary.tq1_0_quants, 52)),
+        GgmlType.TQ2_0: Widening(GgmlType.Q2_K, _divisible(1, _half(64)), _ternary(ternary.tq2_0_quants, 64)),
+        GgmlType.IQ1_S: Widening(GgmlType.Q5_K, _divisible(8, _half(0)), _iq1_s),
+        GgmlType.IQ1_M: Widening(GgmlType.Q6_K, _divisible(8, iq.iq1_m_scale), _to_q6_k(iq.iq1_m_fields, 8, 8)),
+        GgmlType.IQ3_XXS: Widening(GgmlType.Q6_K, _divisible(2, _half(0)), _to_q6_k(iq.iq3_xxs_fields, 2, 0.5)),
+        GgmlType.IQ3_S: Widening(GgmlType.Q6_K, _divisible(1, _half(0)), _to_q6_k(iq.iq3_s_fields, 1, 1)),
+        GgmlType.Q8_1: Widening(GgmlType.Q8_0, _divisible(1, _single), _float_scale(8)),
+        GgmlType.Q8_K: Widening(GgmlType.Q8_0, _divisible(1, _single), _float_scale(4)),
     }
 
 
