@@ -62,7 +62,7 @@ _LN_COEFFICIENTS = tuple(2.0 / (2 * j + 1) for j in range(9, 0, -1))  # of s**18
 
 def _exp_chunk(x: F64) -> F64:
     """Return e ** x for a chunk [n], whose memory is used up."""
-    # In place: 1.0 against 1.4 ms for 152k numbers (Zen 4, 2026-11).
+    # In place: 1.0 against 1.4 ms for 152k numbers (AVX512 Xeon, 2026-11).
     np.maximum(x, EXP_MIN, out=x)
     np.minimum(x, EXP_MAX, out=x)
     rounded = x * _STEP_INVERSE
@@ -91,7 +91,7 @@ def _exp_chunk(x: F64) -> F64:
 
 
 def exp(x: Values, minus: float = 0.0) -> F64:
-    """Return e ** (x - minus), within 1 ulp.
+    """Return e ** (x - minus), within 1.5 ulp.
 
     Args:
         x: any shape [n], no NaN; -inf counts as -708, whose exponential (3e-308) is 0 beside a 1.
@@ -105,7 +105,7 @@ def exp(x: Values, minus: float = 0.0) -> F64:
 
 
 def ln(x: F64) -> F64:
-    """Return the natural logarithm of normal positive numbers [n], within 2 ulp (also near 1).
+    """Return the natural logarithm of normal positive numbers [n], within 1 ulp.
 
     Wrong for 0, subnormal, infinite and negative numbers.
     """

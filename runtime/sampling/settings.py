@@ -6,7 +6,7 @@ Source of names, defaults and ranges: llama.cpp, common/common.h (``common_param
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -145,7 +145,7 @@ _INTEGER_MINIMA: dict[str, int | None] = {
 
 def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name}: expected a number, got {value!r}")
+        raise ConfigError(f"{name}: expected a number, got {_short(value)}")
     low, high = _NUMBER_RANGES[name]
     if not low <= value <= high:
         if name == "repeat_penalty":
@@ -154,47 +154,66 @@ def _number(name: str, value: object) -> float:
             expected = "a finite number" if low < 0 else "a finite number, at least 0"
         else:
             expected = f"{low:g} to {high:g}"
-        raise ConfigError(f"{name}: expected {expected}, got {value:g}")
+        raise ConfigError(f"{name}: expected {expected}, got {_short(value)}")
     return float(value)
 
 
 def _check_integer(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"{name}: expected a whole number, got {value!r}")
+        raise ConfigError(f"{name}: expected a whole number, got {_short(value)}")
     minimum = _INTEGER_MINIMA[name]
     if minimum is not None and value < minimum:
-        raise ConfigError(f"{name}: expected at least {minimum}, got {value}")
+        raise ConfigError(f"{name}: expected at least {minimum}, got {_short(value)}")
 
 
-def _breakers(value: Iterable[str]) -> tuple[str, ...]:
-    breakers = tuple(value)
+def _short(value: object) -> str:
+    """Return a value as it is shown in an error; it may come from a request and be of any size."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return f"a number of {value.bit_length()} bits"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _items(name: str, value: object) -> Iterable[Any]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ConfigError(f"{name}: expected a list, got {_short(value)}")
+    return value
+
+
+def _breakers(value: object) -> tuple[str, ...]:
+    breakers = tuple(_items("dry_sequence_breakers", value))
     for breaker in breakers:
         if not isinstance(breaker, str) or not breaker:
-            raise ConfigError(f"dry_sequence_breakers: expected strings that are not empty, got {breaker!r}")
+            raise ConfigError(f"dry_sequence_breakers: expected strings that are not empty, got {_short(breaker)}")
     return breakers
 
 
-def _biases(value: Iterable[tuple[int, float]]) -> tuple[tuple[int, float], ...]:
+def _biases(value: object) -> tuple[tuple[int, float], ...]:
     biases = []
-    for token_id, bias in value:
+    for pair in _items("logit_bias", value):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ConfigError(f"logit_bias: expected pairs (token id, number), got {_short(pair)}")
+        token_id, bias = pair
         if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-            raise ConfigError(f"logit_bias: expected a token id, got {token_id!r}")
-        if isinstance(bias, bool) or not isinstance(bias, int | float) or not -math.inf <= bias <= _F32_MAX:
-            raise ConfigError(f"logit_bias: expected a finite number or -inf for token {token_id}, got {bias!r}")
+            raise ConfigError(f"logit_bias: expected a token id, got {_short(token_id)}")
+        is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+        if not is_number or not (bias == -math.inf or -_F32_MAX <= bias <= _F32_MAX):
+            got = _short(bias)
+            raise ConfigError(f"logit_bias: expected a finite number or -inf for token {_short(token_id)}, got {got}")
         biases.append((token_id, float(bias)))
     return tuple(biases)
 
 
-def _sampler_names(value: Iterable[str]) -> tuple[str, ...]:
+def _sampler_names(value: object) -> tuple[str, ...]:
     names = []
-    for given in value:
+    for given in _items("samplers", value):
         name = str(given).strip().lower().replace("-", "_")
         name = _SAMPLER_ALIASES.get(name, name)
         for known in DEFAULT_SAMPLERS:  # "topk", "minp"
             if name == known.replace("_", ""):
                 name = known
         if name not in DEFAULT_SAMPLERS:
-            raise ConfigError(f"samplers: no sampler {given!r}, expected some of {', '.join(DEFAULT_SAMPLERS)}")
+            raise ConfigError(f"samplers: no sampler {_short(given)}, expected some of {', '.join(DEFAULT_SAMPLERS)}")
         names.append(name)
     return tuple(names)
 
@@ -235,28 +254,23 @@ def parse_logit_bias(text: str) -> tuple[int, float]:
             except ValueError:
                 break
             return int(token_id), number if sign == "+" else -number
-    raise ConfigError(f"logit_bias: expected TOKEN_ID+BIAS or TOKEN_ID-BIAS, got {text!r}")
+    raise ConfigError(f"logit_bias: expected TOKEN_ID+BIAS or TOKEN_ID-BIAS, got {_short(text)}")
 
 
-def _parse_items(value: object, parse: Callable[[str], Any]) -> tuple[Any, ...]:
-    items = (value,) if isinstance(value, str) else value
-    if not isinstance(items, Iterable):
-        raise ConfigError(f"expected a list, got {value!r}")
-    return tuple(parse(item) if isinstance(item, str) else item for item in items)
-
-
-def _parse(name: str, value: object) -> Any:
+def _parse(name: str, value: object) -> object:
     """Turn an option's text into its type; other values pass, to be checked when the settings are made."""
     if name == "samplers":
-        return parse_samplers(value) if isinstance(value, str) else _parse_items(value, str)
+        return parse_samplers(value) if isinstance(value, str) else value
     if name == "logit_bias":
-        return _parse_items(value, parse_logit_bias)
+        items = [value] if isinstance(value, str) else _items(name, value)
+        return tuple(parse_logit_bias(item) if isinstance(item, str) else item for item in items)
     if name == "dry_sequence_breakers":
-        return () if value in ("none", ["none"], ("none",)) else _parse_items(value, str)
+        items = [value] if isinstance(value, str) else list(_items(name, value))
+        return () if items == ["none"] else items
     if not isinstance(value, str):
         return value
     kind = int if name in _INTEGER_MINIMA else float
     try:
         return kind(value)
     except ValueError:
-        raise ConfigError(f"{name}: expected a {'whole ' if kind is int else ''}number, got {value!r}") from None
+        raise ConfigError(f"{name}: expected a {'whole ' * (kind is int)}number, got {_short(value)}") from None
