@@ -1,0 +1,71 @@
+"""Scalar helpers of the Numba twins: numbers out of bytes, without library calls.
+
+Everything is inlined where it is used, so a twin compiles to one function that allocates nothing, raises
+nothing and calls nothing. Bytes become ``int64`` first: then plain Python computes the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+
+def _byte(blocks: Any, i: int, at: int) -> Any:
+    """Return a byte of block i as int64."""
+    return np.int64(blocks[i, at])
+
+
+byte = numba.njit(inline="always")(_byte)
+
+
+def _word(blocks: Any, i: int, at: int) -> Any:
+    """Return two bytes of block i, little-endian, as int64."""
+    return np.int64(blocks[i, at]) | (np.int64(blocks[i, at + 1]) << 8)
+
+
+word = numba.njit(inline="always")(_word)
+
+
+def _half_from(bits: Any) -> Any:
+    """Return the half-precision number of 16 bits as float32; exact, NaNs stay NaNs."""
+    exponent = (bits >> 10) & 31
+    fraction = bits & 1023
+    if exponent == 0:  # zero or subnormal: a multiple of 2**-24
+        value = np.float32(fraction) * np.float32(2.0**-24)
+        if bits & 0x8000:
+            value = -value
+    else:
+        if exponent == 31:  # infinity or NaN: float32 has the exponent 255
+            exponent += 112
+        value = np.uint32(((bits & 0x8000) << 16) | ((exponent + 112) << 23) | (fraction << 13)).view(np.float32)
+    return value
+
+
+half_from = numba.njit(inline="always")(_half_from)
+
+
+def _half(blocks: Any, i: int, at: int) -> Any:
+    """Return the half-precision number at a byte of block i as float32."""
+    return half_from(word(blocks, i, at))
+
+
+half = numba.njit(inline="always")(_half)
+
+
+def _single(blocks: Any, i: int, at: int) -> Any:
+    """Return the float32 at a byte of block i."""
+    return np.uint32(word(blocks, i, at) | (word(blocks, i, at + 2) << 16)).view(np.float32)
+
+
+single = numba.njit(inline="always")(_single)
+
+
+def _signed(blocks: Any, i: int, at: int) -> Any:
+    """Return a byte of block i, read as a signed one, as float32."""
+    value = np.int64(blocks[i, at])
+    return np.float32(value - ((value & 0x80) << 1))
+
+
+signed = numba.njit(inline="always")(_signed)
