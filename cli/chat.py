@@ -28,14 +28,16 @@ def chat(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="[MODEL]", help="A GGUF file, a name from `llmrun list`, or user/repo[:QUANT] on the Hugging Face hub."
+            metavar="MODEL",
+            help="A GGUF file, a name from `llmrun list`, or user/repo[:QUANT] on the Hugging Face hub.",
         ),
     ] = DEFAULT_MODEL,
     prompt: Annotated[
         str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The first turn.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the first turn from a file.", show_default=False)
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Read the first turn from a file.", show_default=False),
     ] = None,
 ) -> None:
     """Talk to a model.
@@ -48,16 +50,19 @@ def chat(
     if system is not None:
         system = argument_text(system, "--system-prompt")
     first = choose_text(prompt, file, where="-p/--prompt") if prompt is not None or file is not None else None
+    path = resolve(model)
     is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
     seed = choose_seed(sampling.seed)
     params = generation_params(sampling, seed=seed)
-    with open_engine(resolve(model), loading) as engine:
+    with open_engine(path, loading) as engine:
         if engine.template is None and params.max_tokens is None and not params.ignore_eos:
             params = generation_params(sampling, seed=seed, max_tokens=RAW_MAX_TOKENS)
         screen = TerminalScreen() if is_interactive else PlainScreen()
         remarks = _remarks(engine, seed, params.max_tokens)
         if isinstance(screen, TerminalScreen):
-            screen.header(engine.info.name, [*_description(engine), *remarks, "/help lists the commands, Ctrl-D leaves"])
+            screen.header(
+                engine.info.name, [*_description(engine), *remarks, "/help lists the commands, Ctrl-D leaves"]
+            )
         else:
             for remark in remarks:
                 screen.notice(remark)

@@ -110,7 +110,10 @@ def copy_bandwidth(n_thread: int) -> float:
     """Return the bytes per second that ``n_thread`` threads read and write together when they copy large arrays."""
     import numpy as np
 
-    arrays = [(np.ones(_COPY_BYTES // n_thread, np.uint8), np.ones(_COPY_BYTES // n_thread, np.uint8)) for _ in range(n_thread)]
+    arrays = [
+        (np.ones(_COPY_BYTES // n_thread, np.uint8), np.ones(_COPY_BYTES // n_thread, np.uint8))
+        for _ in range(n_thread)
+    ]
     copied = [0] * n_thread
     deadline = time.perf_counter() + _COPY_SECONDS
 

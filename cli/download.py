@@ -116,7 +116,9 @@ class Web:
         cert = self._settings.cert
         try:
             if cert:
-                context.load_verify_locations(capath=cert) if Path(cert).is_dir() else context.load_verify_locations(cert)
+                context.load_verify_locations(capath=cert) if Path(cert).is_dir() else context.load_verify_locations(
+                    cert
+                )
             elif not context.cert_store_stats()["x509_ca"]:  # python.org's build for macOS comes without any
                 import certifi
 
@@ -136,7 +138,9 @@ class Web:
         return base64.b64encode(f"{user}:{password}".encode()).decode("ascii") if user else None
 
 
-def download(web: Web, url: str, part: Path, *, n_bytes: int, sha256: str, progress: Callable[[int, int], None]) -> None:
+def download(
+    web: Web, url: str, part: Path, *, n_bytes: int, sha256: str, progress: Callable[[int, int], None]
+) -> None:
     """Make ``part`` the whole file: what it already holds is kept, and a broken connection is taken up again.
 
     Args:

@@ -25,7 +25,9 @@ def perplexity(
     model: Model,
     loading: LoadOptions,
     file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="The text.", show_default=False)],
-    chunks: Annotated[int, typer.Option("--chunks", min=-1, metavar="N", help="Measure only the first N chunks; -1: all.")] = -1,
+    chunks: Annotated[
+        int, typer.Option("--chunks", min=-1, metavar="N", help="Measure only the first N chunks; -1: all.")
+    ] = -1,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     per_token: Annotated[
         bool, typer.Option("--per-token", help="Also give the negative log-likelihood of every token that counts.")

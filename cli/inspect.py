@@ -33,7 +33,9 @@ def inspect(
 
     with GgufFile.open(resolve(model)) as file:
         if as_json:
-            typer.echo(json.dumps(_record(file, with_tensors=tensors, with_program=program), ensure_ascii=False, indent=2))
+            typer.echo(
+                json.dumps(_record(file, with_tensors=tensors, with_program=program), ensure_ascii=False, indent=2)
+            )
             return
         _print_rows(_summary(file))
         typer.echo()

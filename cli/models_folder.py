@@ -77,7 +77,11 @@ def local_models(folder: Path) -> list[LocalModel]:
         if split and int(split[1]) != 1:
             continue
         parts = path.relative_to(folder).parts
-        files = tuple(sorted(path.parent.glob(f"{_glob_escape(path.name[: split.start()])}-?????-of-{split[2]}.gguf"))) if split else (path,)
+        files = (
+            tuple(sorted(path.parent.glob(f"{_glob_escape(path.name[: split.start()])}-?????-of-{split[2]}.gguf")))
+            if split
+            else (path,)
+        )
         quant = quant_of(path.name)
         if len(parts) == 1:
             name = by_name.get(path.name, path.name.removesuffix(".gguf"))
@@ -100,7 +104,11 @@ def find_local(folder: Path, name: str) -> LocalModel | None:
     models = local_models(folder)
     wanted = name.lower()
     for model in models:
-        if wanted in (model.name.lower(), model.files[0].name.lower(), model.files[0].name.lower().removesuffix(".gguf")):
+        if wanted in (
+            model.name.lower(),
+            model.files[0].name.lower(),
+            model.files[0].name.lower().removesuffix(".gguf"),
+        ):
             return model
     in_repo = [model for model in models if model.name.lower().startswith(f"{wanted}:")]
     if len(in_repo) > 1:

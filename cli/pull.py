@@ -17,7 +17,10 @@ from .render.text import escaped, size
 
 def pull(
     name: Annotated[
-        str, typer.Argument(metavar="NAME", help="A catalogue name, or user/repo[:QUANT] on the Hugging Face hub.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="NAME", help="A catalogue name, or user/repo[:QUANT] on the Hugging Face hub.", show_default=False
+        ),
     ],
 ) -> None:
     """Download a model; what is already here is checked and kept, an interrupted download goes on."""

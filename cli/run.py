@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..formats.errors import ConfigError
-from .generation import choose_seed, generate, generation_params, open_engine, parse_template_kwargs, stats_line, timings
+from .generation import (
+    choose_seed,
+    generate,
+    generation_params,
+    open_engine,
+    parse_template_kwargs,
+    stats_line,
+    timings,
+)
 from .model_ref import resolve
 from .options import LoadOptions, Model, PromptOptions, SamplingOptions
 from .render.text import escaped, printable, styled
@@ -30,18 +38,26 @@ def run(
     prompting: PromptOptions,
     prompt: Annotated[
         str | None,
-        typer.Option("--prompt", "-p", metavar="TEXT", help="The prompt; '-' or a pipe: standard input.", show_default=False),
+        typer.Option(
+            "--prompt", "-p", metavar="TEXT", help="The prompt; '-' or a pipe: standard input.", show_default=False
+        ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.", show_default=False)
+        Path | None,
+        typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.", show_default=False),
     ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
+    ] = False,
     parse_special: Annotated[
         bool, typer.Option("--parse-special", help="With --raw: text such as <|im_end|> means the special token.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
     logprobs: Annotated[
-        int, typer.Option("--logprobs", min=0, max=MAX_LOGPROBS, metavar="K", help="With --json: the K likeliest tokens at each step.")
+        int,
+        typer.Option(
+            "--logprobs", min=0, max=MAX_LOGPROBS, metavar="K", help="With --json: the K likeliest tokens at each step."
+        ),
     ] = 0,
 ) -> None:
     """Answer one prompt.
@@ -52,12 +68,15 @@ def run(
     if logprobs and not as_json:
         raise typer.BadParameter("needs --json", param_hint="--logprobs")
     if parse_special and not raw:
-        raise typer.BadParameter("needs --raw: the text of a chat turn never holds special tokens", param_hint="--parse-special")
+        raise typer.BadParameter(
+            "needs --raw: the text of a chat turn never holds special tokens", param_hint="--parse-special"
+        )
     kwargs = parse_template_kwargs(prompting.chat_template_kwargs)
     text = choose_text(prompt, file, where="-p/--prompt")
+    path = resolve(model)
     seed = choose_seed(sampling.seed)
     params = generation_params(sampling, seed=seed, n_logprobs=logprobs)
-    with open_engine(resolve(model), loading) as engine:
+    with open_engine(path, loading) as engine:
         notices = list(engine.notices)
         if raw or engine.template is None:
             if not raw:
@@ -116,7 +135,13 @@ def _end_line(silent: bool) -> None:
 
 
 def _print_json(
-    engine: Engine, tokens: list[GeneratedToken], seed: int, finish_reason: str, numbers: dict[str, Any], *, with_logprobs: bool
+    engine: Engine,
+    tokens: list[GeneratedToken],
+    seed: int,
+    finish_reason: str,
+    numbers: dict[str, Any],
+    *,
+    with_logprobs: bool,
 ) -> None:
     report: dict[str, Any] = {
         "text": "".join(token.text for token in tokens),

@@ -67,7 +67,9 @@ def _system(chat: Chat, argument: str) -> None:
     if chat.engine.template is None:
         raise ConfigError("this model has no chat template, so it takes no system prompt")
     chat.conversation.system = None if argument == "-" else argument
-    chat.screen.notice("system prompt removed" if argument == "-" else "system prompt set; it counts from the next turn on")
+    chat.screen.notice(
+        "system prompt removed" if argument == "-" else "system prompt set; it counts from the next turn on"
+    )
 
 
 def _regen(chat: Chat, argument: str) -> None:  # noqa: ARG001
@@ -172,7 +174,10 @@ def _setting_rows(chat: Chat) -> list[tuple[str, str]]:
 
 def _written(value: object) -> str:
     if isinstance(value, tuple):
-        return "; ".join(repr(item) if isinstance(item, str) and not item.isidentifier() else str(item) for item in value) or "none"
+        return (
+            "; ".join(repr(item) if isinstance(item, str) and not item.isidentifier() else str(item) for item in value)
+            or "none"
+        )
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

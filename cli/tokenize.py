@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 OverridePre = Annotated[
     str | None,
     typer.Option(
-        "--override-pre", metavar="NAME", help="Use this pre-tokenizer where the file names an unknown one.", show_default=False
+        "--override-pre",
+        metavar="NAME",
+        help="Use this pre-tokenizer where the file names an unknown one.",
+        show_default=False,
     ),
 ]
 
@@ -30,7 +33,8 @@ OverridePre = Annotated[
 def tokenize(
     model: Model,
     text: Annotated[
-        str | None, typer.Argument(metavar="[TEXT|-]", help="The text; '-' or a pipe: standard input.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[TEXT|-]", help="The text; '-' or a pipe: standard input.", show_default=False),
     ] = None,
     file: Annotated[
         Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a file.", show_default=False)
@@ -61,7 +65,11 @@ def detokenize(
     model: Model,
     token_ids: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[ID...|-]", help="Token ids; '-' or a pipe: from standard input, JSON or plain.", show_default=False),
+        typer.Argument(
+            metavar="[ID...|-]",
+            help="Token ids; '-' or a pipe: from standard input, JSON or plain.",
+            show_default=False,
+        ),
     ] = None,
     special: Annotated[bool, typer.Option("--special", help="Show special tokens too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object with text.")] = False,

@@ -43,7 +43,9 @@ class ProgressBar:
         from rich.console import Console  # here: most runs end before a bar is wanted
         from rich import progress as parts
 
-        amount = (parts.DownloadColumn(), parts.TransferSpeedColumn()) if self._in_bytes else (parts.TaskProgressColumn(),)
+        amount = (
+            (parts.DownloadColumn(), parts.TransferSpeedColumn()) if self._in_bytes else (parts.TaskProgressColumn(),)
+        )
         name = parts.TextColumn("{task.description}", markup=False)
         columns = (name, parts.BarColumn(bar_width=28), *amount, parts.TimeElapsedColumn())
         with self._lock:
@@ -59,7 +61,9 @@ class ProgressBar:
             self._timer.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._timer is not None:
             self._timer.cancel()
         with self._lock:
