@@ -10,6 +10,7 @@ from __future__ import annotations
 
 RECORD_WORDS = 32
 RECORD_BYTES = 8 * RECORD_WORDS
+BARRIER_WORD = RECORD_WORDS - 1  # 1: all workers wait for each other after this operation
 
 # Batch record: what this forward pass works on.
 N_TOK = 0  # rows of this pass
@@ -28,6 +29,20 @@ ROW_VISIBLE_STOP = 40
 ROW_ANCESTORS = 48  # … and then to these slots (address of int64), in this order
 ROW_N_ANCESTOR = 56
 ROW_BYTES = 64
+
+# Team header: what the threads of a team share. Words that several threads write have a cache line each.
+HEADER_WORDS = 64
+EPOCH = 0  # number of passes published
+ARRIVED = 128  # barrier arrivals, ever rising
+STOP = 256  # not 0: skip the remaining operations of this pass
+PROGRAM = 384  # address of the operation records
+N_OP = 392
+BATCH = 400  # address of the batch record
+N_WORKER = 408
+BASE = 416  # ARRIVED when the pass was published
+YIELD = 424  # address of a C function without arguments that gives up the processor
+SPIN_BARRIER = 432  # pauses at a barrier before yielding
+SPIN_IDLE = 440  # waits for the next pass before a worker returns to Python
 
 ROW_LANES = 16  # output rows of a matmul tile; f32 rows of every buffer are padded to this
 TOKEN_GROUP = 16  # tokens whose activation records lie side by side

@@ -6,17 +6,7 @@ bounded: some hundred pauses, then ``sched_yield`` (through an address in the he
 no symbol from outside), so that a team larger than the free cores degrades gently. A worker that has
 waited long for the next pass returns to Python, which parks it there.
 
-Header (int64 words; what several threads write has a cache line of its own):
-
-====  ==================================================================================
-0     EPOCH: number of passes published
-16    ARRIVED: barrier arrivals, ever rising
-32    STOP: not 0 asks the workers to leave the pass between two operations
-48..  PROGRAM, N_OP, BATCH, N_WORKER, BASE (ARRIVED at the start of the pass), YIELD (address),
-      SPIN_BARRIER, SPIN_IDLE (pauses before yielding, waits before returning)
-====  ==================================================================================
-
-Record word 31 is 1 when a barrier follows the operation.
+The header and its fields are in ``layout.py``.
 """
 
 from __future__ import annotations
@@ -26,12 +16,10 @@ from ..simd.isa import Target
 from ..simd.vector import (
     atomic_add, atomic_load, atomic_store, call_address, call_kernel, device, int64, load_i64, pause, void,
 )  # fmt: skip
-from .layout import RECORD_BYTES, RECORD_WORDS
+from .layout import (
+    ARRIVED, BARRIER_WORD, BASE, BATCH, EPOCH, N_OP, N_WORKER, PROGRAM, RECORD_BYTES, SPIN_BARRIER, SPIN_IDLE, STOP, YIELD,
+)  # fmt: skip
 
-HEADER_WORDS = 64
-EPOCH, ARRIVED, STOP = 0, 128, 256
-PROGRAM, N_OP, BATCH, N_WORKER, BASE, YIELD, SPIN_BARRIER, SPIN_IDLE = range(384, 448, 8)
-BARRIER_WORD = RECORD_WORDS - 1
 
 
 @device(void(int64, int64))

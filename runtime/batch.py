@@ -1,0 +1,81 @@
+"""What one forward pass works on: flat rows, each in some sequence.
+
+Prefill chunks, single decode steps, the verification of drafts and many users at once are the same
+code with different batches. Slot and position are different things: two draft candidates share a
+position, and what a row sees is said in slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .kernels.layout import BATCH_WORDS, N_OUT, N_TOK, OUT_ROWS, ROW_BYTES, ROWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row: a token (or a given vector) in one slot of a sequence, and what it sees.
+
+    It attends to slots ``visible_start <= slot < visible_stop``, then to ``ancestors``, in order. A
+    plain token in slot n sees slots 0 to n: ``visible_stop = n + 1``.
+    """
+
+    token_id: int
+    page_table: NDArray[np.int64]
+    slot: int
+    position: int
+    visible_stop: int
+    visible_start: int = 0
+    ancestors: NDArray[np.int64] | None = None
+    has_output: bool = False
+
+
+class Batch:
+    """Rows as the kernels read them. Keeps every array that an address points to."""
+
+    def __init__(self, rows: Sequence[Row], vectors: NDArray[np.float32] | None = None) -> None:
+        self.n_tok = len(rows)
+        self.token_ids = np.array([r.token_id for r in rows], np.int64)  # [n_tok]
+        self.vectors = vectors  # [n_tok, n_embd] for rows whose token id is -1
+        self.rows = np.zeros((len(rows), ROW_BYTES // 8), np.int64)
+        self._keep: list[Any] = []
+        for record, row in zip(self.rows, rows, strict=True):
+            ancestors = row.ancestors
+            record[:] = (
+                row.token_id, row.page_table.ctypes.data, row.slot, row.position, row.visible_start, row.visible_stop,
+                0 if ancestors is None else ancestors.ctypes.data, 0 if ancestors is None else len(ancestors),
+            )  # fmt: skip
+            self._keep.append((row.page_table, ancestors))
+        self._finish(np.array([i for i, r in enumerate(rows) if r.has_output], np.int64))
+
+    def _finish(self, out_rows: NDArray[np.int64]) -> None:
+        self.out_rows = out_rows
+        self.n_out = len(out_rows)
+        self.record = np.zeros(BATCH_WORDS, np.int64)
+        self.record[N_TOK // 8] = self.n_tok
+        self.record[ROWS // 8] = self.rows.ctypes.data
+        self.record[N_OUT // 8] = self.n_out
+        self.record[OUT_ROWS // 8] = self.out_rows.ctypes.data
+
+    @classmethod
+    def of_tokens(
+        cls, page_table: NDArray[np.int64], first_slot: int, token_ids: Sequence[int], out_rows: Sequence[int]
+    ) -> Batch:
+        """Return the batch of consecutive plain tokens of one sequence: prefill chunks and decode steps."""
+        batch = cls.__new__(cls)
+        n = len(token_ids)
+        batch.n_tok, batch.vectors, batch._keep = n, None, [page_table]
+        batch.token_ids = np.asarray(token_ids, np.int64)
+        batch.rows = np.zeros((n, ROW_BYTES // 8), np.int64)
+        slots = np.arange(first_slot, first_slot + n)
+        batch.rows[:, 0] = batch.token_ids
+        batch.rows[:, 1] = page_table.ctypes.data
+        batch.rows[:, 2] = batch.rows[:, 3] = slots
+        batch.rows[:, 5] = slots + 1
+        batch._finish(np.asarray(out_rows, np.int64))
+        return batch

@@ -1,0 +1,447 @@
+"""The engine: a model file opened for generation, and the sessions that generate with it.
+
+This is all that the command line and other front ends import. ``Engine.open`` reads, plans, loads and
+binds; a ``Session`` is one conversation with its own part of the KV cache.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.errors import CapacityError, ConfigError, LlmrunError
+from ..formats.gguf import GgufFile
+from .batch import Batch
+from .executor.team import Team
+from .executor.threaded import ThreadedExecutor, kernels_of
+from .fuse import fuse, lower
+from .kernels.kernel_set import KernelSet
+from .kernels.layout import PAGE_SLOTS
+from .kv_cache import KvPages, KvSequence
+from .memory import MemoryPlan, available_bytes, choose_context
+from .models import build_model
+from .models.model import Model
+from .program import Program
+from .sampling.chain import Sampler
+from .sampling.noise import NoiseKey
+from .sampling.settings import SamplerSettings
+from .simd.isa import choose_target
+from .stop_strings import StopStrings
+from .threads import default_threads
+from .weights import GgufWeights
+
+if TYPE_CHECKING:
+    from .chat_template import ChatTemplate
+    from .tokenizer.base import Tokenizer
+
+LOGITS_BYTES = 64 << 20  # rows of logits that are made at once
+LONG_PASS_TOKENS = 16  # a pass of more rows leaves the main thread free for Ctrl-C
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationParams:
+    """How one answer is made.
+
+    ``sample`` counts the answers to one prompt: the same seed and sample give the same text. ``max_tokens``
+    None means until the end of the turn or of the context.
+    """
+
+    sampler: SamplerSettings
+    seed: int
+    sample: int = 0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    n_logprobs: int = 0
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneratedToken:
+    """One token: its id, the text that became complete with it, and the likeliest tokens in its place."""
+
+    token_id: int
+    text: str
+    logprobs: tuple[tuple[int, float], ...] | None = None  # (token id, ln of its probability)
+
+
+@dataclass(slots=True, kw_only=True)
+class GenerationStats:
+    """Numbers of one answer; complete when its generator has ended or was closed."""
+
+    n_prompt: int = 0
+    n_cached: int = 0  # of the prompt, reused from the KV cache
+    n_generated: int = 0
+    prefill_s: float = 0.0
+    first_token_s: float = 0.0
+    decode_s: float = 0.0  # from the first token on
+    finish_reason: str = ""  # "stop", "length" or "cancelled"
+
+    @property
+    def prefill_tps(self) -> float:
+        """Prompt tokens computed per second."""
+        return (self.n_prompt - self.n_cached) / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tps(self) -> float:
+        """Generated tokens per second, the first one left out."""
+        return (self.n_generated - 1) / self.decode_s if self.n_generated > 1 and self.decode_s else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInfo:
+    """What is known of an opened model."""
+
+    path: Path
+    name: str
+    architecture: str
+    quant: str
+    n_params: int
+    file_bytes: int
+    packed_bytes: int
+    n_ctx_train: int
+    n_vocab: int
+    n_layer: int
+    n_embd: int
+
+
+class Engine:
+    """An opened model."""
+
+    def __init__(self, file: GgufFile, **parts: Any) -> None:
+        """Use ``open``."""
+        self._file = file
+        self.info: ModelInfo = parts["info"]
+        self.tokenizer: Tokenizer = parts["tokenizer"]
+        self.template: ChatTemplate | None = parts["template"]
+        self.n_ctx: int = parts["n_ctx"]
+        self.n_ctx_wanted: int = parts["n_ctx_wanted"]
+        self.n_threads: int = parts["n_threads"]
+        self.isa: str = parts["isa"]
+        self.notices: list[str] = parts["notices"]
+        self._executor: ThreadedExecutor = parts["executor"]
+        self._pages: KvPages = parts["pages"]
+        self._team: Team = parts["team"]
+        self._lock = threading.Lock()  # one pass at a time
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_ubatch: int = 512,
+        use_mmap: bool = True,
+        tokenizer_pre: str | None = None,
+        is_fused: bool = True,
+        on_progress: Progress | None = None,
+    ) -> Self:
+        """Open a GGUF model.
+
+        Args:
+            path: the file, or the first of a split model.
+            n_ctx: context in tokens; None takes the model's own, lowered to what memory allows.
+            n_threads: None takes what ``default_threads`` says.
+            n_ubatch: most tokens of one pass.
+            use_mmap: map the file, or read it.
+            tokenizer_pre: overrides the file's pre-tokenizer name.
+            is_fused: join operations (the other form exists for tests; the same bits).
+            on_progress: called as (what, done, total) during long steps.
+
+        Raises:
+            LlmrunError: whatever is wrong with the file, the options or the machine.
+        """
+        if n_ubatch < 1 or (n_threads is not None and n_threads < 1) or (n_ctx is not None and n_ctx < 1):
+            raise ConfigError("threads, context and ubatch sizes must be at least 1")
+        target = choose_target()
+        file = GgufFile.open(path, use_mmap=use_mmap)
+        team: Team | None = None
+        try:
+            vocabulary = _Background(lambda: _load_text(file, tokenizer_pre))
+            threads = n_threads or default_threads()[0]
+            weights = GgufWeights(file, threads)
+            model, program = load_program(file, weights, n_ctx, is_fused=is_fused)
+            hp = model.hparams
+            n_ubatch = min(n_ubatch, n_ctx or hp.n_ctx_train)
+            n_out = max(1, min(n_ubatch, LOGITS_BYTES // (4 * hp.n_vocab)))
+            memory = MemoryPlan(
+                weight_bytes=weights.packed_bytes(_streamed(program)),
+                slot_bytes=KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head),
+                arena_bytes=LOGITS_BYTES + n_ubatch * 4 * (8 * hp.n_embd + 4 * hp.n_ff),
+                available_bytes=available_bytes(),
+            )
+            n_ctx_used = choose_context(memory, file.path, wanted=n_ctx, n_ctx_train=hp.n_ctx_train)
+            kernels = KernelSet(kernels_of(program), target, on_progress=on_progress)
+            weights.load(_streamed(program), on_progress)
+            file.check_unchanged()
+            pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx_used + PAGE_SLOTS)
+            team = Team(kernels, threads)
+            executor = ThreadedExecutor(program, weights, pages, kernels, team, n_tok=n_ubatch, n_out=n_out)
+            tokenizer, template = vocabulary.result()
+            if tokenizer.n_vocab != hp.n_vocab:
+                raise LlmrunError(f"{path}: {tokenizer.n_vocab} tokens, expected {hp.n_vocab}")
+            notices = list(kernels.notices)
+            wanted = n_ctx or hp.n_ctx_train
+            if n_ctx_used < wanted:
+                notices.append(f"context lowered from {wanted} to {n_ctx_used} tokens, which is what memory allows")
+            return cls(
+                file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
+                n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
+                executor=executor, pages=pages, team=team,
+            )  # fmt: skip
+        except BaseException:
+            if team is not None:
+                team.close()
+            file.close()
+            raise
+
+    def session(self) -> Session:
+        """Return a new, empty conversation."""
+        return Session(self)
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
+        """Yield the logits after ``ids[first]``, ``ids[first + 1]``, … of a fresh sequence, in blocks of rows.
+
+        Each block is ``f32 [n, n_vocab]`` and is overwritten by the next.
+
+        Raises:
+            CapacityError: the ids do not fit the context.
+        """
+        sequence = KvSequence(self._pages, self.n_ctx)
+        try:
+            position = 0
+            while position < len(ids):
+                limit = self._executor.n_tok if position < first else min(self._executor.n_tok, self._executor.n_out)
+                stop = min(len(ids), position + limit)
+                if position < first:
+                    stop = min(stop, first)
+                wanted = range(max(first, position), stop)
+                with self._lock:
+                    n_row = self.run_tokens(sequence, ids[position:stop], [i - position for i in wanted])
+                    if n_row:
+                        yield self._executor.output("logits", n_row)
+                position = stop
+        finally:
+            sequence.close()
+
+    def run_tokens(self, sequence: KvSequence, ids: Sequence[int], out_rows: Sequence[int]) -> int:
+        """Run one pass over consecutive tokens of a sequence; return the number of output rows."""
+        past = sequence.n_past
+        sequence.append(len(ids))
+        try:
+            batch = Batch.of_tokens(sequence.page_table, past, ids, out_rows)
+            self._executor.run(batch, is_long=len(ids) > LONG_PASS_TOKENS)
+        except BaseException:
+            sequence.rollback(past)
+            raise
+        return batch.n_out
+
+    def close(self) -> None:
+        """End the threads and close the file."""
+        self._team.close()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+class Session:
+    """One conversation: the token ids whose keys and values are cached, and what generates more."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sequence = KvSequence(engine._pages, engine.n_ctx)
+        self.tokens: list[int] = []
+        self.stats = GenerationStats()
+
+    def generate(
+        self, prompt_ids: Sequence[int], params: GenerationParams, *, on_prefill: Callable[[int, int], None] | None = None
+    ) -> Iterator[GeneratedToken]:
+        """Yield the tokens of one answer.
+
+        Args:
+            prompt_ids: the whole conversation so far; what is already cached of it is not computed again.
+            params: how to sample, and when to stop.
+            on_prefill: called as (done, total) while the prompt is computed.
+
+        Raises:
+            CapacityError: the prompt does not fit the context.
+        """
+        from .tokenizer.stream_decoder import StreamDecoder
+
+        engine, stats = self._engine, GenerationStats(n_prompt=len(prompt_ids))
+        self.stats = stats
+        if not prompt_ids:
+            raise ConfigError("the prompt is empty: expected at least one token")
+        if len(prompt_ids) >= engine.n_ctx:
+            raise CapacityError(f"prompt of {len(prompt_ids)} tokens does not fit the context of {engine.n_ctx} tokens")
+        tokenizer = engine.tokenizer
+        ends = tokenizer.eog_ids if engine.template is None else tokenizer.eog_ids | engine.template.end_of_turn
+        sampler = Sampler(
+            params.sampler, engine.info.n_vocab, lambda i: tokenizer.piece(i, special=True), ends, ignore_eos=params.ignore_eos
+        )
+        decoder, stops = StreamDecoder(tokenizer), StopStrings(params.stop)
+        started = time.perf_counter()
+        stats.finish_reason = "cancelled"
+        logits = self._prefill(prompt_ids, stats, on_prefill)
+        stats.prefill_s = time.perf_counter() - started
+        history = list(prompt_ids)
+        first_at = 0.0
+        try:
+            while True:
+                if params.max_tokens is not None and stats.n_generated >= params.max_tokens:
+                    stats.finish_reason = "length"
+                    break
+                token_id = sampler.pick(logits, history, NoiseKey(params.seed, params.sample, len(history)))
+                logprobs = tuple(sampler.top_logprobs(logits, params.n_logprobs)) if params.n_logprobs else None
+                stats.n_generated += 1
+                if stats.n_generated == 1:
+                    first_at = time.perf_counter()
+                    stats.first_token_s = first_at - started
+                history.append(token_id)
+                if token_id in ends and not params.ignore_eos:
+                    stats.finish_reason = "stop"
+                    break
+                text, is_stopped = stops.feed(decoder.feed(token_id))
+                yield GeneratedToken(token_id=token_id, text=text, logprobs=logprobs)
+                if is_stopped:
+                    stats.finish_reason = "stop"
+                    break
+                if self._sequence.n_past >= engine.n_ctx:
+                    stats.finish_reason = "length"
+                    break
+                logits = self._step(token_id)
+            if not stops.is_stopped:
+                rest, is_stopped = stops.feed(decoder.flush())
+                rest += "" if is_stopped else stops.flush()
+                if rest:
+                    yield GeneratedToken(token_id=history[-1], text=rest)
+        finally:
+            stats.decode_s = time.perf_counter() - first_at if first_at else 0.0
+
+    def _prefill(
+        self, ids: Sequence[int], stats: GenerationStats, on_prefill: Callable[[int, int], None] | None
+    ) -> NDArray[np.float32]:
+        """Compute what is not cached yet; return the logits after the last token."""
+        n_same = next((i for i, (a, b) in enumerate(zip(self.tokens, ids, strict=False)) if a != b), min(len(self.tokens), len(ids)))
+        n_same = min(n_same, len(ids) - 1)  # the last token's logits are wanted
+        self._sequence.rollback(n_same)
+        del self.tokens[n_same:]
+        stats.n_cached = n_same
+        executor = self._engine._executor
+        while len(self.tokens) < len(ids):
+            chunk = ids[len(self.tokens) : len(self.tokens) + executor.n_tok]
+            is_last = len(self.tokens) + len(chunk) == len(ids)
+            with self._engine._lock:
+                self._engine.run_tokens(self._sequence, chunk, [len(chunk) - 1] if is_last else [])
+                result = executor.output("logits", 1)[0].copy() if is_last else None
+            self.tokens.extend(chunk)
+            if on_prefill:
+                on_prefill(len(self.tokens) - n_same, len(ids) - n_same)
+        assert result is not None
+        return result
+
+    def _step(self, token_id: int) -> NDArray[np.float32]:
+        with self._engine._lock:
+            self._engine.run_tokens(self._sequence, [token_id], [0])
+            self.tokens.append(token_id)
+            return self._engine._executor.output("logits", 1)[0].copy()
+
+    def close(self) -> None:
+        """Give the KV pages back."""
+        self._sequence.close()
+        self.tokens.clear()
+
+
+class _Background:
+    """Runs a function in a thread; ``result`` waits for it and passes its exception on."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(function,), daemon=True)
+        self._thread.start()
+
+    def _run(self, function: Callable[[], Any]) -> None:
+        try:
+            self._value = function()
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> Any:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def _load_text(file: GgufFile, pre: str | None) -> tuple[Tokenizer, ChatTemplate | None]:
+    from .chat_template import ChatTemplate
+    from .tokenizer.load import load_tokenizer
+
+    tokenizer = load_tokenizer(file.metadata, pre=pre)
+    return tokenizer, ChatTemplate.from_metadata(file.metadata, tokenizer)
+
+
+def load_program(
+    file: GgufFile, weights: GgufWeights, n_ctx: int | None, *, is_fused: bool = True
+) -> tuple[Model, Program]:
+    """Return a file's model and the program that runs it, from its header alone.
+
+    Raises:
+        FormatError: the architecture is not supported, or a key or tensor does not fit.
+    """
+    model = build_model(file.metadata, weights, n_ctx)
+    program = lower(model.program)
+    return model, fuse(program) if is_fused else program
+
+
+def _streamed(program: Program) -> list[Any]:
+    """Return the matrices that every pass reads; embeddings are only looked up."""
+    return list(dict.fromkeys(w for op in program.ops if op.kind == "matmul" for w in op.weights if w.n_out))
+
+
+def _info(file: GgufFile, model: Model, weights: GgufWeights, program: Program) -> ModelInfo:
+    hp, meta = model.hparams, file.metadata
+    return ModelInfo(
+        path=file.path,
+        name=meta.optional("general.name", str, file.path.stem),
+        architecture=hp.arch,
+        quant=quant_name(file),
+        n_params=weights.n_params(),
+        file_bytes=file.n_bytes,
+        packed_bytes=weights.packed_bytes(_streamed(program)),
+        n_ctx_train=hp.n_ctx_train,
+        n_vocab=hp.n_vocab,
+        n_layer=hp.n_layer,
+        n_embd=hp.n_embd,
+    )
+
+
+def quant_name(file: GgufFile) -> str:
+    """Return the name of a file's quantisation: what it says of itself, or the type of most of its weights."""
+    from ..formats.file_types import FILE_TYPES
+
+    number = file.metadata.get("general.file_type")
+    if isinstance(number, int) and number in FILE_TYPES:
+        return FILE_TYPES[number]
+    by_type: dict[str, int] = {}
+    for info in file.tensors.values():
+        by_type[info.ggml_type.name] = by_type.get(info.ggml_type.name, 0) + info.n_bytes
+    return max(by_type, key=lambda name: by_type[name], default="none")

@@ -1,0 +1,261 @@
+"""The threaded executor: a program bound to memory as operation records, run by a team.
+
+Binding happens once: buffers get their places in one arena, weights are packed, every operation becomes
+a record of addresses and numbers. A pass then is one call into compiled code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...formats.errors import ConfigError
+from ..batch import Batch
+from ..kernels.kernel_set import KernelSet
+from ..kernels.layout import BARRIER_WORD, N_OUT, N_TOK, RECORD_WORDS
+
+from ..kv_cache import KvPages
+from ..program import Buffer, Op, Program, Rope, Weight
+from ..weights import WeightSource
+from .plan import plan, row_bytes
+from .team import Team, aligned_array
+
+MAX_EMBD_HEAD = 512  # attention's scratch; kernels/attention.py
+ACTIVATIONS = {"silu": 1, "gelu": 2}
+MATMUL_PARTS = {
+    "Q4_0": ("q4", "d"), "Q4_1": ("q4", "dm"), "Q5_0": ("q4", "q1", "d"), "Q5_1": ("q4", "q1", "dm"),
+    "Q8_0": ("q8", "d"), "IQ4_NL": ("q4", "d"), "MXFP4": ("q4", "e"), "Q4_K": ("q4", "dm", "s6"),
+    "Q5_K": ("q4", "dm", "s6", "q1"), "Q6_K": ("q4", "q2", "s8", "d"), "Q3_K": ("q2", "q1", "s6", "d"),
+    "Q2_K": ("q2", "s4", "dm"), "IQ4_XS": ("q4", "d", "s6"), "F16": ("w",), "BF16": ("w",), "F32": ("w",),
+}  # fmt: skip
+
+
+def kernel_of(op: Op) -> str | None:
+    """Return the name of the kernel that runs an operation; None when the executor does it itself."""
+    if op.kind == "embed":
+        return None
+    if op.kind == "matmul":
+        return f"matmul_{op.weights[0].packed.lower()}"
+    return "add" if op.kind == "add_bias" else op.kind
+
+
+def kernels_of(program: Program) -> set[str]:
+    """Return the names of all kernels that a program needs."""
+    return {name for op in program.ops if (name := kernel_of(op)) is not None}
+
+
+def f32_bits(value: float) -> int:
+    """Return a number's f32 bits as an integer."""
+    return int(np.float32(value).view(np.uint32))
+
+
+class ThreadedExecutor:
+    """Runs one program.
+
+    Args:
+        program: lowered, fused or not.
+        weights: delivers what the program names.
+        pages: the KV cache.
+        kernels: loaded kernels (``kernels_of(program)``).
+        team: the threads.
+        n_tok: largest number of rows of a pass.
+        n_out: largest number of outputs of a pass.
+    """
+
+    def __init__(
+        self, program: Program, weights: WeightSource, pages: KvPages, kernels: KernelSet, team: Team, *, n_tok: int, n_out: int
+    ) -> None:
+        self.program, self.n_tok, self.n_out = program, n_tok, n_out
+        self._weights, self._pages, self._team = weights, pages, team
+        self._plan = plan(program, n_tok, n_out)
+        self._arena = aligned_array(self._plan.n_bytes // 8 + 8)
+        self._keep: list[Any] = []
+        self._vectors: dict[str, int] = {}
+        self._embed = next(op for op in program.ops if op.kind == "embed")
+        bound = [(op, has) for op, has in zip(program.ops, self._plan.has_barrier, strict=True) if op.kind != "embed"]
+        self._records = aligned_array(len(bound) * RECORD_WORDS).reshape(len(bound), RECORD_WORDS)
+        for record, (op, has_barrier) in zip(self._records, bound, strict=True):
+            words = BINDERS[op.kind](self, op)
+            record[0] = kernels.address(kernel_of(op) or "")
+            rows = op.writes[0].rows if op.writes else "tok"
+            record[1] = N_OUT if rows == "out" else N_TOK
+            record[2 : 2 + len(words)] = words
+            record[BARRIER_WORD] = has_barrier
+        self._n_op = len(bound)
+        # Without wanted outputs the tail of the program has nothing to do.
+        self._n_op_body = next((i for i, (op, _) in enumerate(bound) if op.kind == "select"), self._n_op)
+
+    @property
+    def arena_bytes(self) -> int:
+        """Bytes of all intermediate results."""
+        return self._plan.n_bytes
+
+    def run(self, batch: Batch, *, is_long: bool = False) -> None:
+        """Run one pass; the outputs are then in ``output``."""
+        if batch.n_tok > self.n_tok or batch.n_out > self.n_out:
+            raise ValueError(f"batch of {batch.n_tok} rows, {batch.n_out} outputs; room for {self.n_tok}, {self.n_out}")
+        x = self.view(self._embed.writes[0], batch.n_tok)
+        is_token = batch.token_ids >= 0
+        if is_token.all():
+            x[:] = self._weights.rows(self._embed.weights[0], batch.token_ids)
+        else:
+            assert batch.vectors is not None
+            x[is_token] = self._weights.rows(self._embed.weights[0], batch.token_ids[is_token])
+            x[~is_token] = batch.vectors[~is_token]
+        n_op = self._n_op if batch.n_out else self._n_op_body
+        self._team.run(int(self._records.ctypes.data), n_op, int(batch.record.ctypes.data), is_long=is_long)
+
+    def output(self, name: str, n_row: int) -> NDArray[np.float32]:
+        """Return a named output, a view that the next pass overwrites: [n_row, n_col]."""
+        return self.view(self.program.outputs[name], n_row)
+
+    def view(self, buffer: Buffer, n_row: int) -> NDArray[Any]:
+        """Return rows of a buffer: f32 [n_row, n_col], or the raw bytes of records."""
+        start, step = self._plan.offsets[buffer], row_bytes(buffer)
+        raw = self._arena.view(np.uint8)[start : start + n_row * step]
+        if buffer.kind != "f32":
+            return raw
+        return raw.view(np.float32).reshape(n_row, step // 4)[:, : buffer.n_col]
+
+    # ---- addresses --------------------------------------------------------------------------
+
+    def at(self, buffer: Buffer) -> int:
+        """Return the address of a buffer."""
+        return int(self._arena.ctypes.data) + self._plan.offsets[buffer]
+
+    def vector(self, weight: Weight) -> int:
+        """Return the address of a weight vector."""
+        if weight.name not in self._vectors:
+            values = self._weights.values(weight)
+            self._keep.append(values)
+            self._vectors[weight.name] = int(values.ctypes.data)
+        return self._vectors[weight.name]
+
+    def parts(self, weight: Weight) -> list[int]:
+        """Return the addresses of a packed matrix's parts, four words."""
+        packed = self._weights.packed(weight)
+        self._keep.append(packed)
+        addresses = [int(packed.parts[name].ctypes.data) for name in MATMUL_PARTS[weight.packed]]
+        return (addresses + [0, 0, 0])[:4]
+
+    def array(self, values: NDArray[Any]) -> int:
+        """Keep an array and return its address."""
+        self._keep.append(values)
+        return int(values.ctypes.data)
+
+    def page_addresses(self, layer: int) -> tuple[int, int, int]:
+        """Return (keys, values, bytes of a page) of a layer."""
+        pages = self._pages
+        return int(pages.keys[layer].ctypes.data), int(pages.values[layer].ctypes.data), pages.page_bytes
+
+
+# ---- records: the words after the kernel's address and the row count, as each kernel lists them -----
+
+
+def _bind_matmul(e: ThreadedExecutor, op: Op) -> list[int]:
+    w, x, y = op.weights[0], op.reads[0], op.writes[0]
+    is_float = x.kind == "f32"
+    activation = ACTIVATIONS[op.attributes["activation"]] if "activation" in op.attributes else 0
+    second = e.parts(op.weights[1]) if activation else [0, 0, 0, 0]
+    bias = e.vector(op.weights[1]) if op.attributes.get("bias") else 0
+    residual = e.at(op.reads[1]) if op.attributes.get("residual") else 0
+    return [
+        -(-w.n_out // 16), w.n_in if is_float else w.n_in // 32, *e.parts(w), *second,
+        e.at(x), row_bytes(x), e.at(y), row_bytes(y), bias, residual, activation,
+    ]  # fmt: skip
+
+
+def _bind_quantize(e: ThreadedExecutor, op: Op) -> list[int]:
+    x = op.reads[0]
+    return [x.n_col // 32, e.at(x), row_bytes(x), e.at(op.writes[0])]
+
+
+def _bind_norm_quantize(e: ThreadedExecutor, op: Op) -> list[int]:
+    x = op.reads[0]
+    return [*_bind_quantize(e, op), e.vector(op.weights[0]), f32_bits(op.attributes["eps"]), x.n_col]
+
+
+def _bind_rms_norm(e: ThreadedExecutor, op: Op) -> list[int]:
+    x, y, n_group = op.reads[0], op.writes[0], op.attributes["n_group"]
+    weight, eps = e.vector(op.weights[0]), f32_bits(op.attributes["eps"])
+    return [x.n_col // n_group, n_group, e.at(x), row_bytes(x), e.at(y), row_bytes(y), weight, eps]
+
+
+def _bind_add(e: ThreadedExecutor, op: Op) -> list[int]:
+    x, y = op.reads[0], op.writes[0]
+    other = [e.vector(op.weights[0]), 0] if op.kind == "add_bias" else [e.at(op.reads[1]), row_bytes(op.reads[1])]
+    return [x.n_col, e.at(x), row_bytes(x), *other, e.at(y), row_bytes(y)]
+
+
+def _bind_glu(e: ThreadedExecutor, op: Op) -> list[int]:
+    gate, up, y = op.reads[0], op.reads[1], op.writes[0]
+    return [
+        gate.n_col, e.at(gate), row_bytes(gate), e.at(up), row_bytes(up), e.at(y), row_bytes(y),
+        ACTIVATIONS[op.attributes["activation"]],
+    ]  # fmt: skip
+
+
+def _bind_in_place(e: ThreadedExecutor, op: Op) -> list[int]:
+    x = op.reads[0]
+    number = op.attributes["cap"] if op.kind == "softcap" else op.attributes["factor"]
+    return [x.n_col, e.at(x), row_bytes(x), f32_bits(number)]
+
+
+def _bind_select(e: ThreadedExecutor, op: Op) -> list[int]:
+    x, y = op.reads[0], op.writes[0]
+    return [x.n_col, e.at(x), row_bytes(x), e.at(y), row_bytes(y)]
+
+
+def _bind_rope_table(e: ThreadedExecutor, op: Op) -> list[int]:
+    rope: Rope = op.attributes["rope"]
+    table = op.writes[0]
+    factor = int(np.float64(rope.factor).view(np.int64))
+    return [rope.n_pair, e.array(np.array(rope.frequencies, np.float64)), e.at(table), row_bytes(table), factor]
+
+
+def _bind_rope(e: ThreadedExecutor, op: Op) -> list[int]:
+    x, table = op.reads
+    rope: Rope = op.attributes["rope"]
+    n_head = op.attributes["n_head"]
+    return [
+        n_head, x.n_col // n_head, rope.n_pair, e.at(x), row_bytes(x), e.at(table), row_bytes(table), int(rope.is_neox),
+    ]  # fmt: skip
+
+
+def _bind_kv_store(e: ThreadedExecutor, op: Op) -> list[int]:
+    k, v = op.reads
+    n_head_kv = op.attributes["n_head_kv"]
+    pages = e.page_addresses(op.attributes["layer"])
+    return [n_head_kv, k.n_col // n_head_kv, e.at(k), row_bytes(k), e.at(v), row_bytes(v), *pages]
+
+
+def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
+    q, y, a = op.reads[0], op.writes[0], op.attributes
+    n_embd_head = q.n_col // a["n_head"]
+    if n_embd_head % 16 or n_embd_head > MAX_EMBD_HEAD:
+        raise ConfigError(f"heads of {n_embd_head} columns are not supported: expected a multiple of 16, at most {MAX_EMBD_HEAD}")
+    return [
+        a["n_head"], a["n_head_kv"], n_embd_head, e.at(q), row_bytes(q), e.at(y), row_bytes(y),
+        *e.page_addresses(a["layer"]), f32_bits(a["scale"]), f32_bits(a["softcap"]), a["window"],
+    ]  # fmt: skip
+
+
+BINDERS: dict[str, Callable[[ThreadedExecutor, Op], list[int]]] = {
+    "matmul": _bind_matmul,
+    "quantize": _bind_quantize,
+    "norm_quantize": _bind_norm_quantize,
+    "rms_norm": _bind_rms_norm,
+    "add": _bind_add,
+    "add_bias": _bind_add,
+    "glu": _bind_glu,
+    "softcap": _bind_in_place,
+    "scale": _bind_in_place,
+    "select": _bind_select,
+    "rope_table": _bind_rope_table,
+    "rope": _bind_rope,
+    "kv_store": _bind_kv_store,
+    "attention": _bind_attention,
+}

@@ -1,0 +1,116 @@
+"""Rewriting a program: activations quantised where weights are, then operations joined.
+
+``lower`` makes a model's program runnable (quantised matrices get quantised activations); ``fuse``
+joins neighbours so that fewer passes over memory and fewer barriers are needed. Both forms give the
+same bits, by test. Model files never do any of this by hand.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from .program import Buffer, Op, Program
+
+FLOAT_FORMATS = frozenset({"F16", "BF16", "F32"})
+
+
+def lower(program: Program) -> Program:
+    """Insert a ``quantize`` before the first matmul that reads a buffer with quantised weights."""
+    ops: list[Op] = []
+    quantized: dict[Buffer, Buffer] = {}
+    for op in program.ops:
+        if op.kind == "matmul" and op.weights[0].packed not in FLOAT_FORMATS:
+            x = op.reads[0]
+            if x not in quantized:
+                quantized[x] = Buffer(f"{x.name}.q8", x.n_col, x.rows, "q8")
+                ops.append(Op("quantize", (x,), (quantized[x],)))
+            op = Op(op.kind, (quantized[x],), op.writes, op.weights, op.attributes)
+        ops.append(op)
+        for written in op.writes:
+            quantized.pop(written, None)
+    return replace(program, ops=ops)
+
+
+def fuse(program: Program) -> Program:
+    """Return a lowered program with neighbours joined."""
+    ops = list(program.ops)
+    for step in (_norm_and_quantize, _matmul_and_bias, _gate_and_up, _matmul_and_residual):
+        ops = step(ops, set(program.outputs.values()))
+    return replace(program, ops=ops)
+
+
+def _readers(ops: list[Op]) -> Counter[Buffer]:
+    return Counter(b for op in ops for b in op.reads)
+
+
+def _writers(ops: list[Op]) -> dict[Buffer, int]:
+    """Return the position of each buffer's last writer."""
+    return {b: i for i, op in enumerate(ops) for b in op.writes}
+
+
+def _is_private(buffer: Buffer, readers: Counter[Buffer], outputs: set[Buffer]) -> bool:
+    return readers[buffer] == 1 and buffer not in outputs
+
+
+def _norm_and_quantize(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
+    readers, writers, result, dropped = _readers(ops), _writers(ops), list(ops), set()
+    for i, op in enumerate(ops):
+        if op.kind != "quantize" or not _is_private(op.reads[0], readers, outputs):
+            continue
+        norm = ops[writers[op.reads[0]]]
+        if norm.kind == "rms_norm" and norm.attributes["n_group"] == 1:
+            attributes = {"eps": norm.attributes["eps"]}
+            result[i] = Op("norm_quantize", norm.reads, op.writes, norm.weights, attributes)
+            dropped.add(writers[op.reads[0]])
+    return [op for i, op in enumerate(result) if i not in dropped]
+
+
+def _matmul_and_bias(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
+    readers, writers, result, dropped = _readers(ops), _writers(ops), list(ops), set()
+    for i, op in enumerate(ops):
+        if op.kind != "add_bias" or not _is_private(op.reads[0], readers, outputs):
+            continue
+        at = writers[op.reads[0]]
+        matmul = ops[at]
+        if matmul.kind == "matmul":
+            attributes = {**matmul.attributes, "bias": True}
+            result[at] = Op("matmul", matmul.reads, op.writes, (*matmul.weights, *op.weights), attributes)
+            dropped.add(i)
+    return [op for i, op in enumerate(result) if i not in dropped]
+
+
+def _gate_and_up(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
+    readers, writers, result, dropped = _readers(ops), _writers(ops), list(ops), set()
+    for i, op in enumerate(ops):
+        if op.kind != "glu" or not all(_is_private(b, readers, outputs) for b in op.reads):
+            continue
+        first, second = (writers[b] for b in op.reads)
+        gate, up = ops[first], ops[second]
+        if (
+            gate.kind == up.kind == "matmul"
+            and gate.reads == up.reads
+            and not gate.attributes
+            and not up.attributes
+            and gate.weights[0].packed == up.weights[0].packed
+        ):
+            result[i] = Op("matmul", gate.reads, op.writes, (gate.weights[0], up.weights[0]), dict(op.attributes))
+            dropped |= {first, second}
+    return [op for i, op in enumerate(result) if i not in dropped]
+
+
+def _matmul_and_residual(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
+    readers, writers, result, dropped = _readers(ops), _writers(ops), list(ops), set()
+    for i, op in enumerate(ops):
+        if op.kind != "add":
+            continue
+        residual, y = op.reads
+        if not _is_private(y, readers, outputs) or writers.get(residual, -1) > writers[y]:
+            continue
+        at = writers[y]
+        matmul = ops[at]
+        if matmul.kind == "matmul" and "activation" not in matmul.attributes:
+            attributes = {**matmul.attributes, "residual": True}
+            result[at] = Op("matmul", (*matmul.reads, residual), op.writes, matmul.weights, attributes)
+            dropped.add(i)
+    return [op for i, op in enumerate(result) if i not in dropped]

@@ -1,0 +1,48 @@
+"""How many threads to use: physical performance cores, minus what affinity and cgroup quota forbid."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+
+def default_threads() -> tuple[int, str]:
+    """Return the number of threads for this machine, and why it is that."""
+    forced = os.environ.get("LLMRUN_THREADS", "")
+    if forced.isdigit() and int(forced) > 0:
+        return int(forced), "LLMRUN_THREADS"
+    limits = [(_physical_cores(), "physical cores")]
+    if hasattr(os, "sched_getaffinity"):
+        limits.append((len(os.sched_getaffinity(0)), "processors that this process may use"))
+    quota = _cgroup_quota()
+    if quota is not None:
+        limits.append((max(1, int(quota)), f"a cgroup quota of {quota:g} processors"))
+    return min(limits, key=lambda limit: limit[0])
+
+
+def _physical_cores() -> int:
+    if sys.platform == "darwin":
+        count, size = ctypes.c_int(0), ctypes.c_size_t(4)
+        sysctl = ctypes.CDLL(None).sysctlbyname
+        if sysctl(b"hw.perflevel0.physicalcpu", ctypes.byref(count), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0:
+            return max(1, count.value)
+    import psutil
+
+    return psutil.cpu_count(logical=False) or os.cpu_count() or 1
+
+
+def _cgroup_quota() -> float | None:
+    """Return the processors that a cgroup (v2, then v1) grants, or None without a limit."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()[:2]
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:
+        folder = Path("/sys/fs/cgroup/cpu")
+        v1_quota = int((folder / "cpu.cfs_quota_us").read_text(encoding="ascii"))
+        return v1_quota / int((folder / "cpu.cfs_period_us").read_text(encoding="ascii")) if v1_quota > 0 else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,168 @@
+"""Where a program's weights come from.
+
+A ``WeightSource`` describes tensors (``matrix``, ``vector``), then yields them packed for the kernels.
+``GgufWeights`` packs a GGUF file tensor by tensor and lets go of the file's pages as each is done;
+tensors that are only looked up row by row (token embeddings) stay in the mapped file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from math import prod
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.errors import FormatError
+from ..formats.ggml_types import GgmlType, row_bytes
+from ..formats.gguf import GgufFile, TensorInfo
+from ..quant.dequantize import dequantize
+from ..quant.pack import pack_rows
+from ..quant.pack_format import PACKED_FORMATS, PackedTensor, allocate
+from ..quant.widen import run_type
+from .kernels.layout import padded
+from .program import Weight
+
+F32 = NDArray[np.float32]
+Progress = Callable[[str, int, int], None]
+
+PACK_GROUPS = 64  # row groups that a thread packs at a time
+VECTOR_PAD = 32  # columns; kernels read vectors in whole blocks
+
+
+class WeightSource(Protocol):
+    """Describes and delivers the weights of one model."""
+
+    def has(self, name: str) -> bool:
+        """Return whether the model has a tensor."""
+
+    def matrix(self, name: str, n_out: int, n_in: int) -> Weight:
+        """Describe a matrix, checked against the shape that the model needs."""
+
+    def vector(self, name: str, n_in: int) -> Weight:
+        """Describe a vector, checked likewise."""
+
+    def split(self, weight: Weight, n_rows: Sequence[int]) -> list[Weight]:
+        """Describe consecutive rows of a matrix as matrices of their own."""
+
+    def packed(self, weight: Weight) -> PackedTensor:
+        """Return a matrix in the kernel layout."""
+
+    def values(self, weight: Weight) -> F32:
+        """Return a vector as f32, padded with zeros."""
+
+    def rows(self, weight: Weight, ids: NDArray[np.int64]) -> F32:
+        """Return rows of a matrix as f32: [n_id, n_in]."""
+
+
+class GgufWeights:
+    """Weights of a GGUF file, packed on request and kept.
+
+    Args:
+        file: the opened model; must stay open.
+        n_thread: threads that pack.
+    """
+
+    def __init__(self, file: GgufFile, n_thread: int | None = None) -> None:
+        self._file = file
+        self._n_thread = n_thread or os.cpu_count() or 1
+        self._packed: dict[Weight, PackedTensor] = {}
+        self._run_types: dict[str, GgmlType] = {}
+
+    def has(self, name: str) -> bool:
+        """Return whether the file has a tensor."""
+        return name in self._file.tensors
+
+    def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self._file.tensors.get(name)
+        if info is None:
+            raise FormatError(f"{self._file.path}: tensor '{name}' is missing")
+        if info.shape != shape:
+            raise FormatError(
+                f"{self._file.path}: tensor '{name}' has shape {list(info.shape)}, expected {list(shape)}"
+            )
+        return info
+
+    def matrix(self, name: str, n_out: int, n_in: int) -> Weight:
+        """Describe a matrix.
+
+        Raises:
+            FormatError: it is missing, has another shape, or a type that cannot be a weight.
+        """
+        info = self._info(name, (n_out, n_in))
+        if name not in self._run_types:
+            self._run_types[name] = run_type(name, info.ggml_type, self._file.data(info))
+        return Weight(name, n_out, n_in, self._run_types[name].name)
+
+    def vector(self, name: str, n_in: int) -> Weight:
+        """Describe a vector.
+
+        Raises:
+            FormatError: it is missing or has another shape.
+        """
+        self._info(name, (n_in,))
+        return Weight(name, 0, n_in, "F32")
+
+    def split(self, weight: Weight, n_rows: Sequence[int]) -> list[Weight]:
+        """Describe consecutive rows of a matrix as matrices of their own."""
+        starts = [weight.row_start + sum(n_rows[:i]) for i in range(len(n_rows))]
+        return [replace(weight, n_out=n, row_start=start) for n, start in zip(n_rows, starts, strict=True)]
+
+    def load(self, weights: Iterable[Weight], on_progress: Progress | None = None) -> None:
+        """Pack all matrices that are not packed yet, with several threads."""
+        wanted = [w for w in weights if w.n_out and w not in self._packed]
+        total = sum(w.n_out * w.n_in for w in wanted)
+        done = 0
+        for weight in wanted:
+            self.packed(weight)
+            done += weight.n_out * weight.n_in
+            if on_progress:
+                on_progress("loading", done, total)
+
+    def packed(self, weight: Weight) -> PackedTensor:
+        """Return a matrix in the kernel layout; it is packed the first time and kept."""
+        if weight not in self._packed:
+            info = self._file.tensors[weight.name]
+            tensor = allocate(weight.name, GgmlType[weight.packed], weight.n_out, weight.n_in, info.ggml_type)
+            n_byte = row_bytes(info.ggml_type, weight.n_in)
+            data = self._file.data(info)[weight.row_start * n_byte : (weight.row_start + weight.n_out) * n_byte]
+            starts = range(0, tensor.n_rowgroup, PACK_GROUPS)
+            if self._n_thread == 1 or len(starts) < 2:
+                pack_rows(tensor, data, 0, tensor.n_rowgroup)
+            else:
+                with ThreadPoolExecutor(self._n_thread) as pool:
+                    stops = (min(start + PACK_GROUPS, tensor.n_rowgroup) for start in starts)
+                    jobs = [pool.submit(pack_rows, tensor, data, a, b) for a, b in zip(starts, stops, strict=True)]
+                    for job in jobs:
+                        job.result()
+            self._file.release(info)
+            self._packed[weight] = tensor
+        return self._packed[weight]
+
+    def values(self, weight: Weight) -> F32:
+        """Return a vector as f32, padded with zeros to a multiple of 32."""
+        info = self._file.tensors[weight.name]
+        result = np.zeros(padded(weight.n_in, VECTOR_PAD) + 16, np.float32)
+        skip = (-result.ctypes.data % 64) // 4
+        result = result[skip : skip + padded(weight.n_in, VECTOR_PAD)]
+        result[: weight.n_in] = dequantize(info.ggml_type, self._file.data(info))
+        return result
+
+    def rows(self, weight: Weight, ids: NDArray[np.int64]) -> F32:
+        """Return rows of a matrix as f32, straight from the file: [n_id, n_in]."""
+        info = self._file.tensors[weight.name]
+        n_byte = row_bytes(info.ggml_type, weight.n_in)
+        blocks = self._file.data(info).reshape(weight.n_out, n_byte)[ids]
+        return dequantize(info.ggml_type, blocks)
+
+    def packed_bytes(self, weights: Iterable[Weight]) -> int:
+        """Return the bytes that the matrices take when packed."""
+        return sum(PACKED_FORMATS[GgmlType[w.packed]].n_bytes(w.n_out, w.n_in) for w in weights if w.n_out)
+
+    def n_params(self) -> int:
+        """Return the number of weights in the file."""
+        return sum(prod(info.shape) for info in self._file.tensors.values())
