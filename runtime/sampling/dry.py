@@ -15,14 +15,16 @@ from itertools import accumulate
 import numpy as np
 
 from .candidates import Candidates
+from .noise import Ids
 from .portable_math import ln_scalar, power
 
+_SHORT_WINDOW = 512  # up to this many tokens the plain loop is quicker
 _LN_F32_MAX = 88.7228391  # llama.cpp's limit on the exponent: base ** exponent stays a float32
 
 
 def dry(
     candidates: Candidates,
-    window: Sequence[int],
+    window: Ids,
     n_free: int,
     is_breaker: Callable[[int], bool],
     *,
@@ -34,7 +36,7 @@ def dry(
 
     Args:
         candidates: who gets the penalties.
-        window: the latest token ids, oldest first.
+        window: the latest token ids [n], oldest first.
         n_free: how many tokens follow the last sequence breaker (`tokens_after_breaker`); a repetition counts as
             at most this long.
         is_breaker: whether a token contains a whole sequence breaker; such tokens get no penalty.
@@ -60,15 +62,39 @@ def dry(
     return candidates.with_logits(index, candidates.logits[index].astype(np.float64) - penalty[is_candidate])
 
 
-def continued_repetitions(window: Sequence[int], n_free: int, allowed_length: int) -> dict[int, int]:
+def continued_repetitions(window: Ids, n_free: int, allowed_length: int) -> dict[int, int]:
     """Return, for every token that followed an earlier occurrence of the last tokens, the longest such occurrence.
 
     Args:
-        window: token ids, oldest first.
+        window: token ids [n], oldest first.
         n_free: an occurrence counts as at most this long.
         allowed_length: shorter occurrences are left out.
     """
-    newest_first = list(reversed(window))
+    longest: dict[int, int] = {}
+    n = len(window)
+    if n <= _SHORT_WINDOW:
+        return _continued_by_prefixes(window, n_free, allowed_length)
+    # Lengthen all occurrences together: few survive the first steps. Text that does nothing but repeat
+    # itself makes this quadratic, so the work is limited, and then the linear way takes over.
+    ends = np.arange(n - 1)  # where occurrences end, all of `length` at least
+    work = 0
+    for length in range(min(n - 1, n_free) + 1):
+        if length:
+            ends = ends[np.searchsorted(ends, length - 1) :]
+            ends = ends[window[ends - (length - 1)] == window[n - length]]
+        if not len(ends):
+            return longest
+        if length >= allowed_length:
+            longest.update(dict.fromkeys(window[ends + 1].tolist(), length))
+        work += len(ends) + 256
+        if work > 32 * n:
+            return _continued_by_prefixes(window, n_free, allowed_length)
+    return longest
+
+
+def _continued_by_prefixes(window: Ids, n_free: int, allowed_length: int) -> dict[int, int]:
+    """Do the same in linear time for every window, with a loop over its tokens."""
+    newest_first = window[::-1].tolist()
     longest: dict[int, int] = {}
     for k, length in enumerate(matching_prefixes(newest_first)):
         if k and (length := min(length, n_free)) >= allowed_length:
@@ -95,19 +121,30 @@ def matching_prefixes(tokens: Sequence[int]) -> list[int]:
     return z
 
 
-def tokens_after_breaker(pieces: Sequence[bytes], breakers: Sequence[bytes]) -> int:
+def tokens_after_breaker(window: Ids, piece: Callable[[int], bytes], breakers: Sequence[bytes]) -> int:
     """Return how many of the last tokens follow the last sequence breaker; all of them if there is none.
 
     A breaker may begin and end inside of tokens and stretch over several. llama.cpp tokenises breakers instead, and
     so misses those whose end is part of a longer token; for breakers inside of one token the result is the same.
 
     Args:
-        pieces: the bytes of the tokens in the window, oldest first.
+        window: token ids [n], oldest first.
+        piece: the bytes of a token.
         breakers: none of them empty.
     """
-    text = b"".join(pieces)
-    end = max((at + len(breaker) for breaker in breakers if (at := text.rfind(breaker)) >= 0), default=0)
+    if not breakers:
+        return len(window)
+    longest = max(map(len, breakers))
+    n_last = 64  # look at the last tokens first; the breaker is near as a rule
+    while True:
+        pieces = [piece(token_id) for token_id in window[-n_last:].tolist()]
+        text = b"".join(pieces)
+        end = max((at + len(breaker) for breaker in breakers if (at := text.rfind(breaker)) >= 0), default=0)
+        # One that begins before these tokens ends within the first `longest` bytes.
+        if end >= longest or n_last >= len(window):
+            break
+        n_last *= 8
     if end == 0:
-        return len(pieces)
-    ends = list(accumulate(len(piece) for piece in pieces))
+        return len(window)
+    ends = list(accumulate(map(len, pieces)))
     return len(pieces) - 1 - bisect_left(ends, end)

@@ -84,5 +84,5 @@ def test_time_is_linear_in_the_text_and_the_stop_string():
     started = time.perf_counter()
     for _ in range(100):
         watcher.feed("a" * 1000)
-    assert time.perf_counter() - started < 2.0
+    assert time.perf_counter() - started < 5.0
     assert len(watcher.flush()) == 20_000

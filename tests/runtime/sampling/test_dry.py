@@ -16,6 +16,10 @@ from llmrun.runtime.sampling.dry import continued_repetitions, dry, matching_pre
 small_windows = st.lists(st.integers(0, 2), max_size=40)
 
 
+def as_ids(tokens) -> np.ndarray:
+    return np.array(list(tokens), dtype=np.int64)
+
+
 def equal_row(n: int) -> Candidates:
     return Candidates(np.arange(n, dtype=np.int64), np.zeros(n, dtype=np.float32))
 
@@ -25,7 +29,7 @@ def penalise(window, n_vocab, *, multiplier=1.0, base=1.1, allowed=2, breakers=(
     n_free = next((i for i, token in enumerate(reversed(window)) if token in breakers), len(window))
     got = dry(
         equal_row(n_vocab),
-        window,
+        as_ids(window),
         n_free,
         lambda i: i in breakers,
         multiplier=multiplier,
@@ -65,7 +69,7 @@ def test_off_without_multiplier_or_base():
 
 def test_reaches_candidates_that_are_left_by_id():
     left = Candidates(np.array([1, 7], dtype=np.int64), np.array([0.5, 0.5]))
-    got = dry(left, [0, 1, 7, 3, 0, 1, 8, 0, 1], 9, lambda i: False, multiplier=1.0, base=2.0, allowed_length=2)
+    got = dry(left, as_ids([0, 1, 7, 3, 0, 1, 8, 0, 1]), 9, lambda i: False, multiplier=1.0, base=2.0, allowed_length=2)
     assert got.logits.tolist() == [0.5, -0.5]
 
 
@@ -91,25 +95,41 @@ def test_matching_prefixes_are_what_they_say(tokens):
     assert matching_prefixes(tokens) == expected
 
 
-@given(small_windows, st.integers(0, 45), st.integers(0, 5))
-def test_continued_repetitions_equal_the_definition(window, n_free, allowed_length):
+def plain_repetitions(window: list[int], n_free: int, allowed_length: int) -> dict[int, int]:
     """For every place, compare the tokens that end there with the tokens that end the window."""
-    expected: dict[int, int] = {}
+    found: dict[int, int] = {}
     for stop in range(1, len(window)):
         length = 0
         while length < min(stop, n_free) and window[stop - 1 - length] == window[-1 - length]:
             length += 1
         if length >= allowed_length:
-            expected[window[stop]] = max(length, expected.get(window[stop], 0))
-    assert continued_repetitions(window, n_free, allowed_length) == expected
+            found[window[stop]] = max(length, found.get(window[stop], 0))
+    return found
+
+
+@given(small_windows, st.integers(0, 45), st.integers(0, 5))
+def test_continued_repetitions_equal_the_definition(window, n_free, allowed_length):
+    expected = plain_repetitions(window, n_free, allowed_length)
+    assert continued_repetitions(as_ids(window), n_free, allowed_length) == expected
+
+
+@pytest.mark.parametrize("n_free", [0, 1, 3, 2000])
+@pytest.mark.parametrize("allowed_length", [0, 1, 2, 7])
+@pytest.mark.parametrize("n_different", [1, 2, 30, 1000])
+def test_continued_repetitions_of_long_windows(n_different, allowed_length, n_free):
+    rng = np.random.default_rng(n_different)
+    window = rng.integers(0, n_different, 700).tolist()
+    for window_ in (window, window[:350] * 2, [*window, 5, *window[:90]]):
+        expected = plain_repetitions(window_, n_free, allowed_length)
+        assert continued_repetitions(as_ids(window_), n_free, allowed_length) == expected
 
 
 def test_time_is_linear_in_the_window():
-    """The worst cases of a quadratic search: it would need 10**10 comparisons here."""
-    for window in ([7] * 100_000, [1, 2] * 50_000, ([1] * 99 + [2]) * 1000):
+    """The worst cases of a quadratic search: it would need 10**9 comparisons here."""
+    for window in ([7] * 30_000, [1, 2] * 15_000, ([1] * 99 + [2]) * 300):
         started = time.perf_counter()
-        continued_repetitions(window, len(window), 2)
-        assert time.perf_counter() - started < 2.0
+        continued_repetitions(as_ids(window), len(window), 2)
+        assert time.perf_counter() - started < 5.0
 
 
 @pytest.mark.parametrize(
@@ -128,4 +148,20 @@ def test_time_is_linear_in_the_window():
     ],
 )
 def test_tokens_after_breaker(pieces, breakers, expected):
-    assert tokens_after_breaker(pieces, breakers) == expected
+    assert tokens_after_breaker(as_ids(range(len(pieces))), lambda i: pieces[i], breakers) == expected
+
+
+@pytest.mark.parametrize(("at", "expected"), [(0, 999), (1, 998), (500, 499), (999, 0)])
+def test_a_breaker_far_back_is_found(at, expected):
+    pieces = [b"z"] * 1000
+    pieces[at] = b"\n"
+    assert tokens_after_breaker(as_ids(range(1000)), lambda i: pieces[i], [b"\n"]) == expected
+
+
+@given(st.lists(st.sampled_from([b"a", b"b", b"ab", b"", b"\n"]), min_size=1, max_size=300), st.integers(0, 3))
+def test_tokens_after_breaker_looks_far_enough_back(pieces, which):
+    breakers = [[b"\n"], [b"abab", b"b\n"], [b"a" * 70], [b"aab" * 30, b"\n\n\n"]][which]
+    text = b"".join(pieces)
+    end = max((text.rfind(breaker) + len(breaker) for breaker in breakers if breaker in text), default=0)
+    n_before = next(n for n in range(len(pieces) + 1) if len(b"".join(pieces[:n])) >= end)
+    assert tokens_after_breaker(as_ids(range(len(pieces))), lambda i: pieces[i], breakers) == len(pieces) - n_before

@@ -71,7 +71,7 @@ def test_uniform_is_never_0_or_1_and_noise_is_bounded():
 @pytest.mark.parametrize("axis", ["id", "position", "sample", "seed"])
 def test_noise_is_uniform_along_every_part_of_the_key(axis):
     """Chi-square over 64 cells, and the correlation of neighbours, both within 5 standard deviations."""
-    n = 20_000
+    n = 10_000
     if axis == "id":
         u = noise.uniform(noise.random_bits(noise.stream_seed(NoiseKey(1, 0, 0), Stream.TOKEN), ids(n)))
     else:
