@@ -1,7 +1,7 @@
 """Scalar helpers of the Numba twins: numbers out of bytes, without library calls.
 
 Everything is inlined where it is used, so a twin compiles to one function that allocates nothing, raises
-nothing and calls nothing. Bytes become ``int64`` first: then plain Python computes the same.
+nothing and calls nothing; it can be compiled for another machine. Bytes become ``int64`` first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,27 @@ from typing import Any
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+
+def _float_from_bits(_typing_context: Any, bits: Any) -> Any:
+    """Return the float32 whose bits are the low 32 of an integer.
+
+    An intrinsic, because Numba's own ``scalar.view`` is a call of a function compiled for this machine.
+    """
+
+    def codegen(_context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        value = arguments[0]
+        if signature.args[0].bitwidth > 32:
+            value = builder.trunc(value, ir.IntType(32))
+        return builder.bitcast(value, ir.FloatType())
+
+    return types.float32(bits), codegen
+
+
+float_from_bits: Any = intrinsic(_float_from_bits)
 
 
 def _byte(blocks: Any, i: int, at: int) -> Any:
@@ -39,7 +60,7 @@ def _half_from(bits: Any) -> Any:
     else:
         if exponent == 31:  # infinity or NaN: float32 has the exponent 255
             exponent += 112
-        value = np.uint32(((bits & 0x8000) << 16) | ((exponent + 112) << 23) | (fraction << 13)).view(np.float32)
+        value = float_from_bits(((bits & 0x8000) << 16) | ((exponent + 112) << 23) | (fraction << 13))
     return value
 
 
@@ -56,7 +77,7 @@ half = numba.njit(inline="always")(_half)
 
 def _single(blocks: Any, i: int, at: int) -> Any:
     """Return the float32 at a byte of block i."""
-    return np.uint32(word(blocks, i, at) | (word(blocks, i, at + 2) << 16)).view(np.float32)
+    return float_from_bits(word(blocks, i, at) | (word(blocks, i, at + 2) << 16))
 
 
 single = numba.njit(inline="always")(_single)

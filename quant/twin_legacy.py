@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from .floats import F32, U8
-from .twin_bits import byte, half, signed, single, word
+from .twin_bits import byte, float_from_bits, half, signed, single, word
 
 
 def f32(blocks: U8, out: F32) -> None:
@@ -26,7 +26,7 @@ def f16(blocks: U8, out: F32) -> None:
 def bf16(blocks: U8, out: F32) -> None:
     """Widen bfloat16 weights."""
     for i in range(blocks.shape[0]):
-        out[i, 0] = np.uint32(word(blocks, i, 0) << 16).view(np.float32)
+        out[i, 0] = float_from_bits(word(blocks, i, 0) << 16)
 
 
 def q1_0(blocks: U8, out: F32) -> None:

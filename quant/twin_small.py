@@ -9,7 +9,7 @@ import numpy as np
 
 from .floats import F32, U8
 from .tables import E2M1_VALUES, IQ4_VALUES
-from .twin_bits import byte, half, word
+from .twin_bits import byte, float_from_bits, half, word
 
 _IQ4 = np.array(IQ4_VALUES, np.float32)
 _E2M1 = np.array(E2M1_VALUES, np.float32)
@@ -69,7 +69,7 @@ def mxfp4(blocks: U8, out: F32) -> None:
     for i in range(blocks.shape[0]):
         e = byte(blocks, i, 0)
         bits = 0x00200000 << e if e < 2 else (e - 1) << 23
-        d = np.uint32(bits).view(np.float32)
+        d = float_from_bits(bits)
         for j in range(16):
             q = byte(blocks, i, 1 + j)
             out[i, j] = d * _E2M1[q & 15]
@@ -89,7 +89,7 @@ def nvfp4(blocks: U8, out: F32) -> None:
                 mantissa += 8
             else:
                 exponent = 1
-            d = np.float32(mantissa) * np.uint32((exponent + 116) << 23).view(np.float32)
+            d = np.float32(mantissa) * float_from_bits((exponent + 116) << 23)
             for j in range(8):
                 q = byte(blocks, i, 4 + 8 * s + j)
                 out[i, 16 * s + j] = d * _E2M1[q & 15]
