@@ -38,5 +38,5 @@ class CapacityError(LlmrunError):
 
 def quote(name: str | bytes) -> str:
     """Return a name from a file for use in a message: in quotes, printable, at most about 100 characters."""
-    text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
-    return repr(text) if len(text) <= 100 else repr(text[:100]) + "…"
+    shown = repr(name[:100]).removeprefix("b")
+    return shown if len(name) <= 100 else shown + "…"

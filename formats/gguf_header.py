@@ -173,7 +173,9 @@ def _read_version(cursor: _Cursor) -> int:
 def _check_count(cursor: _Cursor, count: int, min_bytes: int, max_count: int, what: str) -> None:
     """Refuse a count that the rest of the file cannot hold, or that no real model reaches."""
     if count * min_bytes > cursor.n_left:
-        raise cursor.fail(f"{count} {what} do not fit into the {cursor.n_left} bytes left. The file is damaged")
+        raise cursor.fail(
+            f"{count} {what} do not fit into the {cursor.n_left} bytes left. The file is truncated or damaged"
+        )
     if count > max_count:
         raise cursor.fail(f"{count} {what}, expected at most {max_count}")
 
@@ -231,7 +233,9 @@ def _read_array(cursor: _Cursor, what: str, n_string_left: int) -> Entry:
         offsets = find_strings(cursor.file.read, cursor.pos, count, limit)
     except StringTooLongError as error:
         index, n_bytes, n_left = error.args
-        raise cursor.fail(f"{what}: string {index} of {count} needs {n_bytes} bytes, {n_left} left") from None
+        raise cursor.fail(
+            f"{what}: string {index} of {count} needs {n_bytes} bytes, {n_left} left. The file is truncated or damaged"
+        ) from None
     entry = Entry(ValueType.STR, True, count, cursor.pos, int(offsets[-1]) - cursor.pos, None, offsets)
     cursor.pos += entry.n_bytes
     return entry

@@ -151,6 +151,21 @@ def test_short_reads_are_put_together(unmapped, monkeypatch):
     assert unmapped.read(5, 50_000) == whole[5:50_005]
 
 
+def test_failing_disk_is_one_line(unmapped, monkeypatch):
+    def fail(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail, raising=False)
+    with pytest.raises(FormatError, match=r"f: cannot be read: Input/output error$"):
+        unmapped.array(0, 10)
+
+
+def test_closed_file_cannot_be_read(unmapped):
+    unmapped.close()
+    with pytest.raises(ValueError, match="is closed"):
+        unmapped.read(0, 10)
+
+
 def test_file_truncated_while_open(unmapped):
     with unmapped.path.open("r+b") as file:
         file.truncate(50_000)

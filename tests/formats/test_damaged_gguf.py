@@ -88,6 +88,38 @@ def test_damaged_file_is_refused(tmp_path, name, use_mmap):
     assert_refused(path, named, use_mmap=use_mmap)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("magic-zip", r"not a GGUF file: starts with b'PK\x03\x04', expected b'GGUF'"),
+        ("version-1", "GGUF version 1 is not supported, expected 2 or 3. Convert the model again"),
+        ("version-4", "GGUF version 4 is not supported, expected 2 or 3"),
+        ("big-endian-v3", "big-endian GGUF is not supported. Use the little-endian file of this model"),
+        ("key-count-2^64-1", "18446744073709551615 metadata keys do not fit into the "),
+        ("tensor-count-2^32", "4294967296 tensors do not fit into the "),
+        ("too-many-tensors", "131072 tensors, expected at most 65536"),
+        ("array-of-type-4-length-2^61", "2305843009213693952 elements of metadata key 'k' do not fit into the "),
+        ("array-of-str-length-2^63", "9223372036854775808 strings of metadata key 'k' do not fit into the "),
+        ("string-length-2^31", "the file is truncated: metadata key 'k' needs 2147483648 bytes, "),
+        ("strings-in-a-circle", "metadata key 'k': string 1 of 40 needs 18446744073709551597 bytes, "),
+        ("nested-array", "metadata key 'k' is an array of arrays"),
+        ("key-twice", "metadata key 'llama.block_count' appears twice"),
+        ("alignment-33", "general.alignment is 33, expected a power of two from 1 to 65536"),
+        ("alignment-i32", "metadata key 'general.alignment' has type i32, expected u32"),
+        ("tensor-dims-5", "tensor 't' has 5 dimensions, expected 1 to 4"),
+        ("tensor-type-99", "tensor 't' has type 99, expected a GGML type from 0 to "),
+        ("tensor-row-not-blocks", "tensor 't' has rows of 257 weights, expected a multiple of 256 for Q4_K"),
+        ("tensor-shape-2^32x2^32", "tensor 't' needs bytes "),
+        ("tensor-overlap-inside", "tensors 'a.weight' and 't' overlap. The file is damaged"),
+        ("split-with-an-ordinary-name", "one of the 3 files of a split model, expected a name that ends in -00001-of-"),
+    ],
+)
+def test_message_says_what_is_wrong(tmp_path, name, message):
+    path = tmp_path / f"{name}.gguf"
+    path.write_bytes(CASES[name])
+    assert f"{path}: {message}" in str(refusal(path))
+
+
 @pytest.mark.parametrize("name", SPLITS)
 def test_damaged_split_is_refused(tmp_path, name):
     files, opened = SPLITS[name]

@@ -79,7 +79,7 @@ def test_typed_access(metadata, key, type_, expected):
         ("inf", float, "is not finite"),
         ("nans", list[float], "is not finite"),
         ("raw", str, r"is not UTF-8 \(byte 0 of 2\)"),
-        ("raws", list[str], r"string 1 is not UTF-8: '\\\\x80'"),
+        ("raws", list[str], r"string 1 is not UTF-8: '\\x80'"),
         ("bad_bools", list[bool], "holds the bool 2, expected 0 or 1"),
     ],
 )
