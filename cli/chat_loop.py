@@ -157,8 +157,8 @@ class Chat:
         n_ctx = self.engine.n_ctx
         if len(ids) >= n_ctx:
             raise CapacityError(
-                f"the context is full: this turn needs {len(ids)} tokens and room for an answer, the context has {n_ctx}. "
-                "/undo drops the last turn, /clear all of them"
+                f"the context is full: this turn needs {len(ids)} tokens and room for an answer, "
+                f"the context has {n_ctx}. /undo drops the last turn, /clear all of them"
             )
         params = replace(self.settings.params, sample=self._sample)
         tail = self.engine.tokenizer.decode(ids[-8:], special=True)
@@ -175,7 +175,7 @@ class Chat:
                 raise
             is_stopped = True
         finally:
-            tokens.close()  # type: ignore[attr-defined]  # it is a generator
+            tokens.close()
             self._show(splitter.flush())
             if n_generated:
                 self.screen.end_answer()

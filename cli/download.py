@@ -86,7 +86,7 @@ class Web:
         shown = without_credentials(url)
         if parts.scheme not in ("http", "https", "file"):
             raise DownloadError(f"{shown}: expected an http, https or file URL")
-        request = urllib.request.Request(shown, headers={"Accept": accept, "User-Agent": "llmrun"})  # noqa: S310
+        request = urllib.request.Request(shown, headers={"Accept": accept, "User-Agent": "llmrun"})
         if start:
             request.add_header("Range", f"bytes={start}-")
         credentials = self._credentials(url)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Generator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..formats.errors import ConfigError
 from .options import LoadOptions, SamplingOptions
@@ -136,25 +137,25 @@ def parse_template_kwargs(text: str | None) -> dict[str, Any]:
     return value
 
 
-def generate(session: Session, ids: list[int], params: GenerationParams) -> Iterator[GeneratedToken]:
+def generate(session: Session, ids: list[int], params: GenerationParams) -> Generator[GeneratedToken]:
     """Yield the tokens of one answer, with a progress bar while a long prompt is read.
 
     Closing this generator closes the engine's, so that ``session.stats`` is complete afterwards.
     """
     with ProgressBar("reading the prompt") as progress:
-        on_prefill: Callable[[int, int], None] = lambda done, total: progress("reading the prompt", done, total)  # noqa: E731
-        tokens = session.generate(ids, params, on_prefill=on_prefill)
+        on_prefill = partial(progress, "reading the prompt")
+        tokens = cast("Generator[GeneratedToken]", session.generate(ids, params, on_prefill=on_prefill))
         try:
             token = next(tokens, None)
         except BaseException:
-            tokens.close()  # type: ignore[attr-defined]  # it is a generator
+            tokens.close()
             raise
     try:
         while token is not None:
             yield token
             token = next(tokens, None)
     finally:
-        tokens.close()  # type: ignore[attr-defined]
+        tokens.close()
 
 
 def stats_line(stats: GenerationStats, *, n_used: int, n_ctx: int) -> str:

@@ -25,9 +25,11 @@ def fetch_from_hub(repo: str, quant: str | None, folder: Path) -> Path:
         ConfigError: no such repository or file, or no connection.
         CapacityError: the disk is too full.
     """
-    import httpx  # here: 0.3 s, and only downloads need it
-    from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, hf_hub_download  # here: 0.3 s, and only downloads need it
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its bases are the errors of whichever HTTP library this version of huggingface_hub uses.
+    network_errors: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
 
     try:
         siblings = HfApi().model_info(repo, files_metadata=True, timeout=30).siblings or []
@@ -39,7 +41,7 @@ def fetch_from_hub(repo: str, quant: str | None, folder: Path) -> Path:
         require_space(folder, total)
         say(f"downloading {', '.join(names)} ({size(total)}) from huggingface.co/{repo} to {target}")
         paths = [Path(hf_hub_download(repo, name, local_dir=target)) for name in names]
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError, ValueError) as error:
+    except network_errors as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"huggingface.co/{repo}: {lines[0] if lines else type(error).__name__}") from None
     return paths[0]
@@ -65,4 +67,4 @@ def choose_files(repo: str, names: list[str], quant: str | None) -> list[str]:
         found = ", ".join(name or "unnamed" for name in by_quant)
         raise ConfigError(f"huggingface.co/{repo}: has no {quant}, but: {found}")
     parts = [name for name in files if "-of-" in name]
-    return parts if "-00001-of-" in files[0] else files[:1] if not parts else parts
+    return parts or files[:1]

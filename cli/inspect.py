@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..formats.errors import LlmrunError
 from .model_ref import resolve
 from .options import Model
 from .render.text import count, escaped, size
@@ -39,7 +40,7 @@ def inspect(
             return
         _print_rows(_summary(file))
         typer.echo()
-        _print_rows([(key, _shown(file.metadata, key)) for key in file.metadata.keys()])
+        _print_rows([(key, _shown(file.metadata, key)) for key in file.metadata.keys()])  # noqa: SIM118  # not a dict
         if tensors:
             typer.echo()
             for info in file.tensors.values():
@@ -58,7 +59,8 @@ def _summary(file: GgufFile) -> list[tuple[str, str]]:
     template = metadata.get("tokenizer.chat_template")
     rows = [
         ("file", f"{file.path}, GGUF version {file.version}"),
-        ("size", size(file.n_bytes)),
+        ("size in the file", size(file.n_bytes)),
+        ("size in memory", _memory_size(file)),
         ("parameters", f"{count(n_params)} ({n_params})"),
         ("tensors", f"{len(file.tensors)}: " + ", ".join(f"{n} {name}" for name, n in types.most_common())),
     ]
@@ -88,7 +90,7 @@ def _shown(metadata: Metadata, key: str) -> str:
 
 def _items(metadata: Metadata, key: str, n: int) -> list[Any]:
     value = metadata.get(key)
-    return [item.item() if hasattr(item, "item") else item for item in value[:n]]  # type: ignore[index,union-attr]
+    return [item.item() if hasattr(item, "item") else item for item in value[:n]]  # type: ignore[index]
 
 
 def _short(value: object) -> str:
@@ -100,7 +102,7 @@ def _short(value: object) -> str:
 def _record(file: GgufFile, *, with_tensors: bool, with_program: bool) -> dict[str, Any]:
     metadata = file.metadata
     values: dict[str, Any] = {}
-    for key in metadata.keys():
+    for key in metadata.keys():  # noqa: SIM118  # not a dict
         if metadata.is_array(key):
             values[key] = {"type": metadata.type_name(key), "first": _items(metadata, key, MAX_SHOWN_ITEMS)}
         else:
@@ -131,4 +133,21 @@ def _record(file: GgufFile, *, with_tensors: bool, with_program: bool) -> dict[s
 
 
 def _program_lines(file: GgufFile) -> list[str]:
-    raise NotImplementedError
+    from ..runtime.engine import load_program
+    from ..runtime.weights import GgufWeights
+
+    return str(load_program(file, GgufWeights(file), None)[1]).splitlines()
+
+
+def _memory_size(file: GgufFile) -> str:
+    """Return what the weights take once they are packed, or why that is not known."""
+    from ..runtime.engine import load_program
+    from ..runtime.weights import GgufWeights
+
+    weights = GgufWeights(file)
+    try:
+        _, program = load_program(file, weights, None, is_fused=False)
+    except LlmrunError as error:
+        return f"cannot be run: {error}"
+    matrices = dict.fromkeys(w for op in program.ops if op.kind == "matmul" for w in op.weights)
+    return size(weights.packed_bytes(matrices))

@@ -244,7 +244,7 @@ class PromptOptions:
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """Return ``command`` with every option group in its signature replaced by the group's fields."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     parameters: list[inspect.Parameter] = []
     members: dict[str, list[str]] = {}
     for name, parameter in inspect.signature(command).parameters.items():

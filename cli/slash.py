@@ -140,7 +140,7 @@ def _save(chat: Chat, argument: str) -> None:
     if not argument:
         raise ConfigError("/save: expected a file name")
     path = Path(argument).expanduser()
-    settings = {name: value for name, value in _setting_rows(chat)}
+    settings = dict(_setting_rows(chat))
     chat.conversation.save(path, model=chat.engine.info.name, settings=settings)
     chat.screen.notice(f"saved {_turns(chat.conversation)} to {path}")
 

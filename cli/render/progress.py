@@ -40,8 +40,8 @@ class ProgressBar:
                 self._bar.update(self._task, description=escaped(what), completed=done, total=total or None)
 
     def _show(self) -> None:
-        from rich.console import Console  # here: most runs end before a bar is wanted
-        from rich import progress as parts
+        from rich import progress as parts  # here: most runs end before a bar is wanted
+        from rich.console import Console
 
         amount = (
             (parts.DownloadColumn(), parts.TransferSpeedColumn()) if self._in_bytes else (parts.TaskProgressColumn(),)

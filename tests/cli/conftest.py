@@ -4,53 +4,15 @@ from __future__ import annotations
 
 import io
 import sys
-import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-import llmrun.runtime
+import llmrun.runtime.engine
 from llmrun.cli.app import main
 
 from .fake_engine import FakeEngine
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationParams:
-    sampler: object
-    seed: int
-    sample: int = 0
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    n_logprobs: int = 0
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedToken:
-    token_id: int
-    text: str
-    logprobs: tuple[tuple[int, float], ...] | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class GenerationStats:
-    n_prompt: int = 0
-    n_cached: int = 0
-    n_generated: int = 0
-    prefill_s: float = 0.0
-    first_token_s: float = 0.0
-    decode_s: float = 0.0
-    finish_reason: str = ""
-
-    @property
-    def prefill_tps(self) -> float:
-        return (self.n_prompt - self.n_cached) / self.prefill_s if self.prefill_s else 0.0
-
-    @property
-    def decode_tps(self) -> float:
-        return (self.n_generated - 1) / self.decode_s if self.decode_s else 0.0
 
 
 class Stream(io.TextIOWrapper):
@@ -107,14 +69,8 @@ def cli(monkeypatch):
 @pytest.fixture
 def engine(monkeypatch) -> FakeEngine:
     """The engine that every command of the test opens."""
-    module = types.ModuleType("llmrun.runtime.engine")
-    module.GenerationParams = GenerationParams
-    module.GeneratedToken = GeneratedToken
-    module.GenerationStats = GenerationStats
-    fake = FakeEngine(module)
-    module.Engine = fake
-    monkeypatch.setitem(sys.modules, "llmrun.runtime.engine", module)
-    monkeypatch.setattr(llmrun.runtime, "engine", module, raising=False)
+    fake = FakeEngine()
+    monkeypatch.setattr(llmrun.runtime.engine, "Engine", fake)
     return fake
 
 

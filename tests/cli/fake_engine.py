@@ -6,12 +6,13 @@ It keeps to the real engine's protocol, so that the commands can be tested whole
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
+from llmrun.runtime.engine import GeneratedToken, GenerationStats, ModelInfo
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<s>"]
 FIRST_SPECIAL = 256
@@ -27,10 +28,21 @@ class FakeTokenizer:
     add_bos = False
     add_eos = False
 
+    control_texts = frozenset(SPECIAL)
+
     def encode(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
+        return self.encode_fragments(self.partition(text, parse_special=parse_special), add_special=add_special)
+
+    def partition(self, text: str, *, parse_special: bool) -> list[str | int]:
+        if not parse_special:
+            return [text]
+        parts = re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text)
+        return [FIRST_SPECIAL + SPECIAL.index(part) if part in SPECIAL else part for part in parts if part]
+
+    def encode_fragments(self, fragments: Iterable[str | int], *, add_special: bool) -> list[int]:
         ids = [self.bos_id] if add_special and self.add_bos else []
-        for part in re.split("(" + "|".join(map(re.escape, SPECIAL)) + ")", text) if parse_special else [text]:
-            ids += [FIRST_SPECIAL + SPECIAL.index(part)] if parse_special and part in SPECIAL else list(part.encode())
+        for part in fragments:
+            ids += [part] if isinstance(part, int) else list(part.encode())
         return ids
 
     def piece(self, token_id: int, *, special: bool = False) -> bytes:
@@ -67,21 +79,20 @@ class FakeSession:
     def __init__(self, engine: FakeEngine) -> None:
         self.engine = engine
         self.tokens: list[int] = []
-        self.stats = engine.module.GenerationStats()
+        self.stats = GenerationStats()
 
     def generate(
         self, prompt_ids: Sequence[int], params: Any, *, on_prefill: Callable[[int, int], None] | None = None
     ) -> Iterator[Any]:
-        module = self.engine.module
         self.engine.prompts.append(self.engine.tokenizer.decode(prompt_ids, special=True))
         self.engine.prompt_ids.append(list(prompt_ids))
         self.engine.params.append(params)
         n_cached = next(
-            (i for i, (a, b) in enumerate(zip(self.tokens, prompt_ids)) if a != b),
+            (i for i, (a, b) in enumerate(zip(self.tokens, prompt_ids, strict=False)) if a != b),
             min(len(self.tokens), len(prompt_ids)),
         )
         self.tokens = list(prompt_ids)
-        self.stats = stats = module.GenerationStats(
+        self.stats = stats = GenerationStats(
             n_prompt=len(prompt_ids), n_cached=n_cached, prefill_s=0.1, first_token_s=0.2, finish_reason="cancelled"
         )
         if on_prefill is not None:
@@ -102,7 +113,7 @@ class FakeSession:
             stats.n_generated += 1
             stats.decode_s += 0.01
             logprobs = tuple((token_id - k, -0.5 - k) for k in range(params.n_logprobs)) or None
-            yield module.GeneratedToken(token_id=token_id, text=item, logprobs=logprobs)
+            yield GeneratedToken(token_id=token_id, text=item, logprobs=logprobs)
         stats.finish_reason = "stop"
 
     def close(self) -> None:
@@ -116,8 +127,7 @@ class FakeEngine:
     there), or an exception (raised during prefill).
     """
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
+    def __init__(self) -> None:
         self.replies: list[Any] = []
         self.prompts: list[str] = []
         self.prompt_ids: list[list[int]] = []
@@ -128,9 +138,9 @@ class FakeEngine:
         self.n_ctx = self.n_ctx_wanted = 2048
         self.n_threads, self.isa = 2, "avx2"
         self.notices: list[str] = []
-        self.info = SimpleNamespace(
-            path=Path("tiny.gguf"), name="Tiny", architecture="llama", quant="Q4_0", n_params=135_000_000, file_bytes=98_362_432,
-            packed_bytes=95_000_000, n_ctx_train=8192, n_vocab=259, n_layer=2, n_embd=64,
+        self.info = ModelInfo(
+            path=Path("tiny.gguf"), name="Tiny", architecture="llama", quant="Q4_0", n_params=135_000_000,
+            file_bytes=98_362_432, packed_bytes=95_000_000, n_ctx_train=8192, n_vocab=259, n_layer=2, n_embd=64,
         )  # fmt: skip
 
     def open(self, path: Path, **options: Any) -> FakeEngine:

@@ -1,5 +1,7 @@
 """The chat in a terminal: interruption, thinking, editing. The terminal itself is replaced by streams."""
 
+from dataclasses import replace
+
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
@@ -83,7 +85,7 @@ def test_no_colour_when_asked(cli, engine, model, typed, monkeypatch):
 
 
 def test_model_name_cannot_draw(cli, engine, model, typed):
-    engine.info.name = "\x1b]0;owned\x07[red]x[/red]\u202e"
+    engine.info = replace(engine.info, name="\x1b]0;owned\x07[red]x[/red]\u202e")
     typed()
     result = cli("chat", model, tty=True)
     assert r"\x1b]0;owned\x07[red]x[/red]\u202e" in result.out

@@ -35,7 +35,7 @@ def test_what_was_saved_is_loaded(tmp_path):
 def test_a_changed_file_is_refused(tmp_path, change, message):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({**GOOD, **change}))
-    with pytest.raises(ConfigError, match="c.json: ") as error:
+    with pytest.raises(ConfigError, match=r"c\.json: ") as error:
         Conversation.load(path)
     assert message in str(error.value)
 

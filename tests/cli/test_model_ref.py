@@ -88,7 +88,7 @@ def test_list_and_rm(cli, folder):
     result = cli("list")
     assert any(line.startswith("u/r:Q8_0") and "5 B" in line for line in result.out.splitlines())
     assert "not here: llmrun pull qwen2.5-0.5b" in result.out
-    assert [row["name"] for row in json.loads(cli("list", "--json").out)][0] == "own"
+    assert json.loads(cli("list", "--json").out)[0]["name"] == "own"
     assert cli("rm", "u/big").out == "removed u/big:Q4_0, 10 B\n"
     assert not (folder / "u/big").exists()
     assert (folder / "u/r/m-Q8_0.gguf").exists()

@@ -5,6 +5,8 @@ import math
 
 import pytest
 
+from . import fake_engine
+
 
 def test_answer_alone_is_on_stdout(cli, engine, model):
     engine.replies = ["The answer is 4."]
@@ -84,8 +86,10 @@ def test_json_tells_the_random_seed(cli, engine, model):
 
 def test_impossible_token_has_no_number_in_json(cli, engine, model, monkeypatch):
     engine.replies = ["a"]
-    make = engine.module.GeneratedToken
-    engine.module.GeneratedToken = lambda **values: make(**{**values, "logprobs": ((1, -math.inf),)})
+    make = fake_engine.GeneratedToken
+    monkeypatch.setattr(
+        fake_engine, "GeneratedToken", lambda **values: make(**{**values, "logprobs": ((1, -math.inf),)})
+    )
     record = json.loads(cli("run", model, "-p", "x", "--json", "--logprobs", "1").out, parse_constant=pytest.fail)
     assert record["logprobs"] == [[{"token_id": 1, "logprob": None}]]
 

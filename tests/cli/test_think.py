@@ -1,5 +1,7 @@
 """However the text is cut into pieces, the same parts are thinking."""
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,14 +15,13 @@ TEXTS = st.lists(st.sampled_from(["<think>", "</think>", "<", "think>", "/", "a"
 def split(pieces, *, is_thinking=False):
     splitter = ThinkSplitter(is_thinking=is_thinking)
     parts = [part for piece in pieces for part in splitter.feed(piece)] + splitter.flush()
-    marks = [(char, thinking) for text, thinking in parts for char in text]
-    return marks
+    return [(char, thinking) for text, thinking in parts for char in text]
 
 
 @given(TEXTS, st.lists(st.integers(0, 60), max_size=6), st.booleans())
 def test_cuts_do_not_matter(text, cuts, is_thinking):
     edges = sorted({0, len(text), *(cut for cut in cuts if cut <= len(text))})
-    pieces = [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [text[a:b] for a, b in pairwise(edges)]
     marks = split(pieces, is_thinking=is_thinking)
     assert marks == split([text], is_thinking=is_thinking)
     assert "".join(char for char, _ in marks) == text

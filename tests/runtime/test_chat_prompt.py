@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmrun.runtime.chat_prompt import encode_chat, special_texts
+from llmrun.runtime.chat_prompt import encode_chat
 
 from ..cli.fake_engine import SPECIAL, FakeTemplate, FakeTokenizer
 
@@ -22,11 +22,6 @@ def test_special_tokens_come_from_the_template_only(texts):
     assert special == [256, 257] * len(messages) + [256]
     expected = FakeTemplate().render([{**m, "content": m["content"]} for m in messages])
     assert TOKENIZER.decode(ids, special=True) == expected
-
-
-def test_names_the_special_texts():
-    assert special_texts(TOKENIZER, "a<|im_end|><s>b") == {"<|im_end|>", "<s>"}
-    assert special_texts(TOKENIZER, "a<|im_end") == set()
 
 
 def test_bos_comes_once():
