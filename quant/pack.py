@@ -19,8 +19,9 @@ from .pack_blocks import FILL
 from .pack_format import ROW_LANES, PackedTensor, allocate, check_shape
 from .widen import convert_blocks, run_type
 
-# Source bytes packed at once: with the temporaries, about what a core's second-level cache holds.
-CHUNK_BYTES = 384 * 1024
+# Source bytes packed at once: with the temporaries, about what a core's second-level cache holds. More makes the
+# allocator return the temporaries to the system, which costs a page fault per 4 kB of each chunk.
+CHUNK_BYTES = 256 * 1024
 
 
 def pack(name: str, ggml_type: GgmlType, shape: tuple[int, ...], data: NDArray[np.uint8]) -> PackedTensor:

@@ -19,6 +19,7 @@ from .pack_bits import (
     bits32_to_bytes,
     bits_to_words,
     crumbs_to_words,
+    delta_swap,
     field,
     gather_u64,
     nibbles_to_words,
@@ -137,13 +138,23 @@ def _fill_q3_k(blocks: U8, parts: Parts) -> None:
 
 def _k_scales(part: NDArray[Any], blocks: U8, offset: int) -> None:
     """Fill s6 of Q4_K and Q5_K from 12 bytes."""
-    raw = np.ascontiguousarray(field(blocks, offset, ("u1", (3, 4))))  # [n_rowgroup, 16, n_super, 3, 4]
-    sc, m, upper = (raw[..., i, :] for i in range(3))  # sub-blocks 0..3; upper: the low nibbles of 4..7
-    out = np.empty((*raw.shape[:3], 12), np.uint8)
-    out[..., 0:4] = (sc & 0x0F) | (m << 4)
-    out[..., 4:8] = upper
-    out[..., 8:12] = ((sc >> 4) & 0x03) | ((m >> 2) & 0x0C) | ((sc >> 2) & 0x30) | (m & 0xC0)
-    rows_innermost(part.reshape(*part.shape[:2], 12, 16), out)
+    # Four sub-blocks a word; each word an array of its own, so that arithmetic runs over long rows.
+    sc, m = (np.ascontiguousarray(field(blocks, offset + at, "<u4")) for at in (0, 4))
+    high = (sc >> 4) & 0x03030303
+    high |= (m >> 2) & 0x0C0C0C0C
+    high |= (sc >> 2) & 0x30303030
+    high |= m & 0xC0C0C0C0
+    sc &= 0x0F0F0F0F
+    sc |= (m << 4) & 0xF0F0F0F0
+    out = part.reshape(*part.shape[:2], 12, 16)
+    rows_innermost(out[:, :, 0:4], _bytes(sc))
+    rows_innermost(out[:, :, 4:8], field(blocks, offset + 8, ("u1", (4,))))  # nibbles of 4..7 as they are
+    rows_innermost(out[:, :, 8:12], _bytes(high))
+
+
+def _bytes(words: NDArray[Any]) -> U8:
+    """View ``[n_rowgroup, 16, n_block]`` words as their bytes, ``[n_rowgroup, 16, n_block, 2 or 4]``."""
+    return words.view(np.uint8).reshape(*words.shape, words.itemsize)
 
 
 def _fill_q4_k(blocks: U8, parts: Parts) -> None:
@@ -168,14 +179,15 @@ def _fill_q6_k(blocks: U8, parts: Parts) -> None:
 
 def _fill_iq4_xs(blocks: U8, parts: Parts) -> None:
     _copy_scalar(parts["d"], blocks, 0)
-    high = np.ascontiguousarray(field(blocks, 2, "<u2"))  # bits 2s: upper bits of scale s
-    low = np.ascontiguousarray(field(blocks, 4, ("u1", (4,))))  # scales 2i and 2i+1 in a byte
-    out = np.zeros((*high.shape, 6), np.uint8)
-    for s in range(8):
-        nibble = (low[..., s // 2] >> (4 * (s % 2))) & 0x0F
-        out[..., s % 4] |= nibble << (4 * (s // 4))
-        out[..., 4 + s % 2] |= ((high >> (2 * s)) & 3).astype(np.uint8) << (2 * (s // 2))
-    rows_innermost(parts["s6"].reshape(*high.shape[:1], high.shape[2], 6, 16), out)
+    out = parts["s6"].reshape(blocks.shape[0], blocks.shape[2], 6, 16)
+    low = np.ascontiguousarray(field(blocks, 4, "<u4"))  # nibble s of scale s; wanted: s and s + 4 in a byte
+    delta_swap(low, 8, 0x0000FF00)
+    delta_swap(low, 4, 0x00F000F0)
+    rows_innermost(out[:, :, 0:4], _bytes(low))
+    high = np.ascontiguousarray(field(blocks, 2, "<u2"))  # two bits of scale s; wanted: even ones, then odd ones
+    delta_swap(high, 2, 0x0C0C)
+    delta_swap(high, 4, 0x00F0)
+    rows_innermost(out[:, :, 4:6], _bytes(high))
     _halves_of_16(parts["q4"], blocks, 8, 8)
 
 

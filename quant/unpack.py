@@ -6,6 +6,7 @@ This is the specification that tests hold kernels and packing against; nothing a
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,22 @@ from .tables import E2M1_VALUES, IQ4_VALUES, e8m0_half
 
 F32 = NDArray[np.float32]
 Parts = dict[str, NDArray[Any]]
+Fields = tuple[F32, NDArray[Any], F32 | None]  # scale [n_rowgroup, 16, n_sub], quants, minimum
+
+
+@dataclass(frozen=True, slots=True)
+class SubBlocks:
+    """A quantised matrix as integers and the scales of its sub-blocks: ``w = scale * q + minimum``.
+
+    Attributes:
+        q: ``i8 [n_row, n_sub, n_weight]``, less any fixed offset of the type.
+        scale: ``f32 [n_row, n_sub]``.
+        minimum: ``f32 [n_row, n_sub]``, or None where the type has none.
+    """
+
+    q: NDArray[Any]
+    scale: F32
+    minimum: F32 | None
 
 
 def unpack(packed: PackedTensor) -> F32:
@@ -24,10 +41,27 @@ def unpack(packed: PackedTensor) -> F32:
 
     Equal to ``dequantize`` of the original blocks in every bit (payloads of NaNs excepted).
     """
+    if packed.format.ggml_type in _FLOATS:
+        rows = _FLOATS[packed.format.ggml_type](packed.parts)
+        return np.ascontiguousarray(rows.reshape(-1, packed.n_col)[: packed.n_row])
+    blocks = sub_blocks(packed)
     with np.errstate(all="ignore"):  # damaged files hold infinite scales; the result is what IEEE 754 says
-        rows = _WEIGHTS[packed.format.ggml_type](packed.parts)
-    # Padded rows are dropped.
-    return np.ascontiguousarray(rows.reshape(-1, packed.n_col)[: packed.n_row])
+        weights = blocks.scale[..., None] * blocks.q.astype(np.float32)
+        if blocks.minimum is not None:
+            weights = weights + blocks.minimum[..., None]
+    return weights.reshape(packed.n_row, packed.n_col)
+
+
+def sub_blocks(packed: PackedTensor) -> SubBlocks:
+    """Return a quantised matrix (not F16, BF16 or F32) as integers, scales and minima."""
+    with np.errstate(all="ignore"):
+        scale, q, minimum = _QUANTIZED[packed.format.ggml_type](packed.parts)
+    n_row, n_sub = packed.n_row, scale.shape[2]
+    return SubBlocks(
+        q.reshape(-1, n_sub, packed.n_col // n_sub)[:n_row],
+        scale.reshape(-1, n_sub)[:n_row],
+        None if minimum is None else minimum.reshape(-1, n_sub)[:n_row],
+    )
 
 
 def _rows(vectors: NDArray[Any]) -> NDArray[Any]:
@@ -60,20 +94,14 @@ def _per_row(values: NDArray[Any]) -> NDArray[Any]:
     return values.transpose(0, 2, 1)
 
 
-def _blocks(q: NDArray[Any], n: int) -> F32:
-    """Split columns into ``n`` blocks: ``[n_rowgroup, 16, n, n_weight]``."""
-    return q.reshape(q.shape[0], ROW_LANES, n, -1).astype(np.float32)
+def _scaled(d: NDArray[Any], q: NDArray[Any]) -> Fields:
+    """Return scales ``d`` [n_rowgroup, n_block, 16] as [n_rowgroup, 16, n_block], and the quants."""
+    return _f32(_per_row(d)), q, None
 
 
-def _scaled(d: NDArray[Any], q: NDArray[Any]) -> F32:
-    """Return ``d * q``, d being ``[n_rowgroup, n_block, 16]``."""
-    d = _f32(_per_row(d))
-    return d[..., None] * _blocks(q, d.shape[2])
-
-
-def _with_min(dm: NDArray[Any], q: NDArray[Any]) -> F32:
+def _with_min(dm: NDArray[Any], q: NDArray[Any]) -> Fields:
     d, m = (_f32(_per_row(dm[:, :, i])) for i in range(2))
-    return d[..., None] * _blocks(q, d.shape[2]) + m[..., None]
+    return d, q, m
 
 
 def _sub_blocks(d: NDArray[Any], scales: NDArray[Any]) -> F32:
@@ -87,14 +115,12 @@ def _sub_blocks(d: NDArray[Any], scales: NDArray[Any]) -> F32:
     return effective.transpose(0, 3, 1, 2).reshape(d.shape[0], ROW_LANES, -1)
 
 
-def _k_with_min(dm: NDArray[Any], scales: NDArray[Any], mins: NDArray[Any], q: NDArray[Any]) -> F32:
-    d, m = _sub_blocks(dm[:, :, 0], scales), _sub_blocks(dm[:, :, 1], mins)
-    return d[..., None] * _blocks(q, d.shape[2]) - m[..., None]
+def _k_with_min(dm: NDArray[Any], scales: NDArray[Any], mins: NDArray[Any], q: NDArray[Any]) -> Fields:
+    return _sub_blocks(dm[:, :, 0], scales), q, -_sub_blocks(dm[:, :, 1], mins)
 
 
-def _k_signed(d: NDArray[Any], scales: NDArray[Any], q: NDArray[Any]) -> F32:
-    effective = _sub_blocks(d, scales)
-    return effective[..., None] * _blocks(q, effective.shape[2])
+def _k_signed(d: NDArray[Any], scales: NDArray[Any], q: NDArray[Any]) -> Fields:
+    return _sub_blocks(d, scales), q, None
 
 
 def _q4_k_scales(s6: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -116,11 +142,11 @@ def _scales_6(s6: NDArray[Any], n: int) -> NDArray[Any]:
     return scales - np.int8(32)
 
 
-def _q4_0(p: Parts) -> F32:
+def _q4_0(p: Parts) -> Fields:
     return _scaled(p["d"], _low4(p).astype(np.int8) - np.int8(8))
 
 
-def _q4_1(p: Parts) -> F32:
+def _q4_1(p: Parts) -> Fields:
     return _with_min(p["dm"], _low4(p))
 
 
@@ -128,47 +154,47 @@ def _q5(p: Parts) -> NDArray[Any]:
     return _low4(p) | (_high1(p) << 4)
 
 
-def _q5_0(p: Parts) -> F32:
+def _q5_0(p: Parts) -> Fields:
     return _scaled(p["d"], _q5(p).astype(np.int8) - np.int8(16))
 
 
-def _q5_1(p: Parts) -> F32:
+def _q5_1(p: Parts) -> Fields:
     return _with_min(p["dm"], _q5(p))
 
 
-def _q8_0(p: Parts) -> F32:
+def _q8_0(p: Parts) -> Fields:
     return _scaled(p["d"], _rows(p["q8"]))
 
 
-def _q2_k(p: Parts) -> F32:
+def _q2_k(p: Parts) -> Fields:
     return _k_with_min(p["dm"], p["s4"] & 15, p["s4"] >> 4, _low2(p))
 
 
-def _q3_k(p: Parts) -> F32:
+def _q3_k(p: Parts) -> Fields:
     return _k_signed(p["d"], _scales_6(p["s6"], 16), (_low2(p) | (_high1(p) << 2)).astype(np.int8) - np.int8(4))
 
 
-def _q4_k(p: Parts) -> F32:
+def _q4_k(p: Parts) -> Fields:
     return _k_with_min(p["dm"], *_q4_k_scales(p["s6"]), _low4(p))
 
 
-def _q5_k(p: Parts) -> F32:
+def _q5_k(p: Parts) -> Fields:
     return _k_with_min(p["dm"], *_q4_k_scales(p["s6"]), _q5(p))
 
 
-def _q6_k(p: Parts) -> F32:
+def _q6_k(p: Parts) -> Fields:
     return _k_signed(p["d"], p["s8"], (_low4(p) | (_low2(p) << 4)).astype(np.int8) - np.int8(32))
 
 
-def _iq4_nl(p: Parts) -> F32:
+def _iq4_nl(p: Parts) -> Fields:
     return _scaled(p["d"], np.array(IQ4_VALUES, np.int8)[_low4(p)])
 
 
-def _iq4_xs(p: Parts) -> F32:
+def _iq4_xs(p: Parts) -> Fields:
     return _k_signed(p["d"], _scales_6(p["s6"], 8), np.array(IQ4_VALUES, np.int8)[_low4(p)])
 
 
-def _mxfp4(p: Parts) -> F32:
+def _mxfp4(p: Parts) -> Fields:
     return _scaled(e8m0_half(p["e"]), np.array(E2M1_VALUES, np.int8)[_low4(p)])
 
 
@@ -184,7 +210,7 @@ def _float32(p: Parts) -> F32:
     return _per_row(p["w"])
 
 
-_WEIGHTS: dict[GgmlType, Callable[[Parts], F32]] = {
+_QUANTIZED: dict[GgmlType, Callable[[Parts], Fields]] = {
     GgmlType.Q4_0: _q4_0,
     GgmlType.Q4_1: _q4_1,
     GgmlType.Q5_0: _q5_0,
@@ -198,6 +224,8 @@ _WEIGHTS: dict[GgmlType, Callable[[Parts], F32]] = {
     GgmlType.IQ4_NL: _iq4_nl,
     GgmlType.IQ4_XS: _iq4_xs,
     GgmlType.MXFP4: _mxfp4,
+}
+_FLOATS: dict[GgmlType, Callable[[Parts], F32]] = {
     GgmlType.F16: _f16,
     GgmlType.BF16: _bf16,
     GgmlType.F32: _float32,
