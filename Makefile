@@ -1,0 +1,52 @@
+# Everything starts from a bare machine with Python 3.11 or newer, pip and make.
+#
+#   make chat          set up, fetch the default model, open the chat   (ARGS="--temp 0", MODEL=file.gguf)
+#   make test          set up, run the tests                            (ARGS="-k tokenizer")
+#   make check         ruff, mypy --strict, the architecture test
+#   make docs          write docs/cli.md from the commands' own help
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+MODEL ?=
+BIN := $(VENV)/bin
+# Debian's Python comes without ensurepip: there, the pip outside installs into the environment.
+PIP = $$($(BIN)/python -m pip --version >/dev/null 2>&1 && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python) \
+	--disable-pip-version-check --no-input install --quiet
+
+.PHONY: chat test check docs clean
+
+# pip and the compiler never see standard input: `echo Hi | make chat` keeps its text for the chat.
+# What make itself has to say goes to standard error: standard output is the answers alone.
+chat: $(VENV)/installed
+	@exec $(BIN)/llmrun chat $(MODEL) $(ARGS)
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+docs: $(VENV)/installed-dev
+	$(BIN)/python docs/make_cli.py --write
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@echo "setting up $(VENV)" >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llmrun needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12")' </dev/null >&2
+	@$(PYTHON) -m venv $(VENV) </dev/null >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip $(VENV) </dev/null >&2
+
+$(VENV)/installed: pyproject.toml | $(VENV)/bin/python
+	@echo "installing llmrun and what it needs into $(VENV)" >&2
+	@$(PIP) --editable . </dev/null >&2
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
+	@echo "installing llmrun, what it needs and the development tools into $(VENV)" >&2
+	@$(PIP) --editable ".[dev]" </dev/null >&2
+	@touch $@ $(VENV)/installed
