@@ -8,6 +8,7 @@ Source: llama.cpp src/llama-vocab.cpp (`tokenizer_st_partition`, `tokenize`, `to
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -19,6 +20,7 @@ from .vocabulary import Attr, Vocabulary
 
 _SPECIAL = Attr.UNKNOWN | Attr.CONTROL
 _C_SPACE = " \t\n\v\f\r"  # isspace() of the C locale, which strips around special tokens
+_SURROGATE = re.compile("[\ud800-\udfff]")
 Fragment = str | int  # text that is still to be tokenized, or the id of a special token
 
 
@@ -190,12 +192,17 @@ def _by_first(texts: list[str], token_ids: Iterable[int]) -> dict[str, list[int]
     return groups
 
 
+def has_escaped_bytes(text: str) -> bool:
+    """Return whether the text holds bytes that were not UTF-8 (as lone surrogates)."""
+    return not text.isascii() and _SURROGATE.search(text) is not None
+
+
 def code_points(text: str) -> str:
     """Return text whose escaped bytes (``surrogateescape``) are read as llama.cpp's decoder reads them.
 
     It takes over-long forms and surrogates for what they spell; any other stray byte is U+FFFD.
     """
-    if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text):
+    if not has_escaped_bytes(text):
         return text
     data = raw_bytes(text)
     chars, i = [], 0

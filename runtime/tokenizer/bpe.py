@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from ...formats.metadata import Metadata
-from .base import Tokenizer, code_points
+from .base import Tokenizer, code_points, has_escaped_bytes
 from .bpe_merge import merge
 from .pre_tokenizers import PreTokenizer
 from .split import split
@@ -61,7 +61,9 @@ class BpeTokenizer(Tokenizer):
         self._library = self._build_library(merges)
 
     @classmethod
-    def from_metadata(cls, vocabulary: Vocabulary, metadata: Metadata, pre: PreTokenizer, **settings: Any) -> BpeTokenizer:
+    def from_metadata(
+        cls, vocabulary: Vocabulary, metadata: Metadata, pre: PreTokenizer, **settings: Any
+    ) -> BpeTokenizer:
         """Read the merges and build.
 
         Raises:
@@ -126,7 +128,7 @@ class BpeTokenizer(Tokenizer):
         return ids
 
     def _encode_words(self, words: list[str]) -> list[int]:
-        is_plain = self._library is not None and not any("\ud800" <= max(word) for word in words if not word.isascii())
+        is_plain = self._library is not None and not any(map(has_escaped_bytes, words))
         if self._pre.ignore_merges and not self.control_texts.isdisjoint(words):
             is_plain = False  # the library would take a whole word for a control token
         if self._library is None or not is_plain:
@@ -160,7 +162,9 @@ class BpeTokenizer(Tokenizer):
             return bytes([CHAR_TO_BYTE[char] for char in text])
         except KeyError:  # not in GPT-2's alphabet; llama.cpp shows it so
             return b"".join(
-                bytes([CHAR_TO_BYTE[char]]) if char in CHAR_TO_BYTE else f"[UNK_BYTE_0x{char.encode().hex()}{text}]".encode()
+                bytes([CHAR_TO_BYTE[char]])
+                if char in CHAR_TO_BYTE
+                else f"[UNK_BYTE_0x{char.encode().hex()}{text}]".encode()
                 for char in text
             )
 

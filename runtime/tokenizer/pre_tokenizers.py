@@ -98,9 +98,7 @@ _GEMMA4 = PreTokenizer(steps=(_LINES,), always_add_bos=True, byte_level=False, e
 _CHATGLM = PreTokenizer(steps=(_LLAMA3,), has_default_bos=False)
 
 PRE_TOKENIZERS: dict[str, PreTokenizer] = {
-    "default": PreTokenizer(
-        steps=(Regex(r"[\p{P}\$\+<=>\^~\|]+"), _GPT2, Regex(r"\p{N}+"), Regex("[0-9][0-9][0-9]"))
-    ),
+    "default": PreTokenizer(steps=(Regex(r"[\p{P}\$\+<=>\^~\|]+"), _GPT2, Regex(r"\p{N}+"), Regex("[0-9][0-9][0-9]"))),
     "minicpm5": PreTokenizer(
         steps=(_3_DIGITS, Regex(rf"{_CONTRACTION}|{_START}\p{{L}}+|\p{{N}}+|{_TAIL}")), ignore_merges=True
     ),
@@ -241,8 +239,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "granite-embed-multi-97m": PreTokenizer(
         steps=(
             Regex(
-                _cased(r"[\p{Upper}\p{M}]", r"[\p{Lower}\p{M}]", _CONTRACTION + "?")
-                + rf"|\p{{N}}{{1,3}}|{_TAIL_SLASH}"
+                _cased(r"[\p{Upper}\p{M}]", r"[\p{Lower}\p{M}]", _CONTRACTION + "?") + rf"|\p{{N}}{{1,3}}|{_TAIL_SLASH}"
             ),
         ),
         ignore_merges=True,

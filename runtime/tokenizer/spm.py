@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from functools import cached_property
 
-from .base import Tokenizer, raw_bytes
+from .base import Tokenizer, has_escaped_bytes, raw_bytes
 from .bpe_merge import merge
 from .vocabulary import Attr, Vocabulary
 
@@ -50,22 +50,23 @@ class SpmTokenizer(Tokenizer):
         return frozenset((self.vocabulary.attrs & Attr.CONTROL).nonzero()[0].tolist())
 
     @cached_property
-    def _word(self) -> re.Pattern[str]:
-        """Words that merge independently: no token has a space after any other character than these.
+    def _boundary(self) -> re.Pattern[str]:
+        """Where a text can be cut without changing its tokens: before a space where no token goes on.
 
-        Merges of a text run on the words of ``_SPACE``; a boundary is safe when no token spans it.
+        A token that holds another character and then a space makes that character unsafe.
         """
         joined = "\0".join(self.vocabulary.texts)
-        spanned = {pair[0] for pair in re.findall(f"[^\0{_SPACE}]{_SPACE}", joined)} | {"\0"}
-        inner = re.escape("".join(sorted(spanned)))
-        return re.compile(f"(?<=[^{inner}{_SPACE}])(?={_SPACE})")
+        unsafe = {pair[0] for pair in re.findall(f"[^\0{_SPACE}]{_SPACE}", joined)} | {"\0", _SPACE}
+        return re.compile(f"(?<=[^{re.escape(''.join(sorted(unsafe)))}])(?={_SPACE})")
 
     def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:
         if self._add_space_prefix and is_after_special:
             text = " " + text
         text = text.replace(" ", _SPACE)
+        if has_escaped_bytes(text):  # such a byte may take the first bytes of the next word with it
+            return self._encode_word(text)
         ids: list[int] = []
-        for word in self._word.split(text):
+        for word in self._boundary.split(text):
             known = self._cache.get(word)
             if known is None:
                 known = self._encode_word(word)
@@ -103,7 +104,7 @@ class SpmTokenizer(Tokenizer):
 
 def _symbols(text: str) -> list[str]:
     """Return the characters; where bytes are not UTF-8, as many bytes as the first one announces."""
-    if text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text):
+    if not has_escaped_bytes(text):
         return list(text)
     data, symbols, i = raw_bytes(text), [], 0
     while i < len(data):

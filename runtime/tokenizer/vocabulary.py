@@ -146,7 +146,9 @@ def _read_texts(metadata: Metadata, where: str) -> tuple[list[str], dict[str, in
 def _checked_numbers(metadata: Metadata, where: str, key: str, dtype: str, n_vocab: int) -> npt.NDArray[Any]:
     values = metadata.numbers(key)
     if values.dtype != np.dtype(dtype):
-        raise FormatError(f"{where}: metadata key {key} has elements of type {values.dtype}, expected {np.dtype(dtype)}")
+        raise FormatError(
+            f"{where}: metadata key {key} has elements of type {values.dtype}, expected {np.dtype(dtype)}"
+        )
     if len(values) != n_vocab:
         raise FormatError(f"{where}: metadata key {key} has {len(values)} elements, expected {n_vocab}, one per token")
     return values
@@ -178,9 +180,7 @@ def _read_scores(metadata: Metadata, where: str, model: str, n_vocab: int) -> np
     return scores
 
 
-def _read_special(
-    metadata: Metadata, where: str, model: str, n_vocab: int
-) -> tuple[dict[str, int], frozenset[str]]:
+def _read_special(metadata: Metadata, where: str, model: str, n_vocab: int) -> tuple[dict[str, int], frozenset[str]]:
     special = {name: i for name, i in _DEFAULT_SPECIAL[model].items() if i < n_vocab}
     stated = set()
     for name, suffixes in _SPECIAL_KEYS.items():
