@@ -53,6 +53,11 @@ class Batch:
             self._keep.append((row.page_table, ancestors))
         self._finish(np.array([i for i, r in enumerate(rows) if r.has_output], np.int64))
 
+    def ancestors(self, index: int) -> NDArray[np.int64]:
+        """Return the slots that a row sees after its contiguous ones."""
+        found = self._keep[index][1] if index < len(self._keep) and isinstance(self._keep[index], tuple) else None
+        return np.zeros(0, np.int64) if found is None else found
+
     def _finish(self, out_rows: NDArray[np.int64]) -> None:
         self.out_rows = out_rows
         self.n_out = len(out_rows)

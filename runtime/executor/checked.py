@@ -1,0 +1,192 @@
+"""The checked interpreter: runs a program with the NumPy twins, one operation at a time.
+
+It is the reference for the threaded executor, which must give the same bits in every buffer. With
+``is_exact`` false activations stay f32 in front of quantised weights: the model as its file describes
+it, without the error of int8 activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...quant.unpack import unpack
+from ..batch import Batch
+from ..kernels import reference as twin
+from ..kernels.layout import PAGE_SLOTS
+from ..program import Buffer, Op, Program, Rope
+from ..weights import WeightSource
+
+F32 = NDArray[np.float32]
+
+
+class CheckedExecutor:
+    """Runs one program for one sequence at a time, keeping its keys and values as plain arrays.
+
+    Args:
+        program: lowered, fused or not.
+        weights: delivers what the program names.
+        n_slot: slots of the sequence.
+        is_exact: quantise activations as the kernels do.
+    """
+
+    def __init__(self, program: Program, weights: WeightSource, n_slot: int, *, is_exact: bool = True) -> None:
+        self.program, self._weights, self._is_exact = program, weights, is_exact
+        self.buffers: dict[Buffer, Any] = {}
+        self._n_slot = n_slot
+        self._keys: dict[int, F32] = {}
+        self._values: dict[int, F32] = {}
+        self._batch: Batch
+
+    def run(self, batch: Batch) -> None:
+        """Run one pass; ``buffers`` then holds every buffer's value, ``output`` the named ones."""
+        self._batch = batch
+        self.buffers.clear()
+        for op in self.program.ops:
+            if not batch.n_out and any(b.rows == "out" for b in op.writes):
+                break
+            result = RULES[op.kind](self, op)
+            for buffer in op.writes:
+                assert result.shape[-1] == buffer.n_col or buffer.kind != "f32", (op, result.shape)
+                self.buffers[buffer] = result
+
+    def output(self, name: str) -> F32:
+        """Return a named output: [n_out, n_col]."""
+        result: F32 = self.buffers[self.program.outputs[name]]
+        return result
+
+    # ---- one method per kind of operation ----------------------------------------------------
+
+    def embed(self, op: Op) -> F32:
+        """Look up token embeddings."""
+        return self._weights.rows(op.weights[0], self._batch.token_ids)
+
+    def scale(self, op: Op) -> F32:
+        """Multiply by a number."""
+        result: F32 = np.float32(op.attributes["factor"]) * self.buffers[op.reads[0]]
+        return result
+
+    def rms_norm(self, op: Op) -> F32:
+        """Normalise groups of columns."""
+        x = self.buffers[op.reads[0]]
+        groups = x.reshape(len(x), op.attributes["n_group"], -1)
+        return twin.rms_norm(groups, self._weights.values(op.weights[0]), op.attributes["eps"]).reshape(x.shape)
+
+    def quantize(self, op: Op) -> Any:
+        """Turn rows into int8 activations."""
+        x = self.buffers[op.reads[0]]
+        return _Rows(x) if not self._is_exact else _Rows(x, twin.quantize(x))
+
+    def norm_quantize(self, op: Op) -> Any:
+        """Normalise and quantise."""
+        weight = self._weights.values(op.weights[0])
+        x = twin.rms_norm(self.buffers[op.reads[0]], weight, op.attributes["eps"])
+        return _Rows(x) if not self._is_exact else _Rows(x, twin.quantize(x))
+
+    def matmul(self, op: Op) -> F32:
+        """Multiply by a matrix, with the epilogues that fusion put there."""
+        y = self._product(op, 0)
+        if "activation" in op.attributes:
+            y = twin.ACTIVATIONS[op.attributes["activation"]](y) * self._product(op, 1)
+        if op.attributes.get("bias"):
+            y = y + self._weights.values(op.weights[1])[: y.shape[1]]
+        if op.attributes.get("residual"):
+            y = self.buffers[op.reads[1]] + y
+        return y
+
+    def _product(self, op: Op, index: int) -> F32:
+        packed, x = self._weights.packed(op.weights[index]), self.buffers[op.reads[0]]
+        if not isinstance(x, _Rows):
+            return twin.matmul(packed, x)
+        if x.quantized is None:
+            result: F32 = (x.values.astype(np.float64) @ unpack(packed).T.astype(np.float64)).astype(np.float32)
+            return result
+        return twin.matmul(packed, x.quantized)
+
+    def add(self, op: Op) -> F32:
+        """Add two buffers."""
+        result: F32 = self.buffers[op.reads[0]] + self.buffers[op.reads[1]]
+        return result
+
+    def add_bias(self, op: Op) -> F32:
+        """Add a vector to every row."""
+        x = self.buffers[op.reads[0]]
+        result: F32 = x + self._weights.values(op.weights[0])[: x.shape[1]]
+        return result
+
+    def glu(self, op: Op) -> F32:
+        """Return activation(gate) * up."""
+        gate, up = (self.buffers[b] for b in op.reads)
+        result: F32 = twin.ACTIVATIONS[op.attributes["activation"]](gate) * up
+        return result
+
+    def softcap(self, op: Op) -> F32:
+        """Return cap * tanh(x / cap)."""
+        return twin.softcap(self.buffers[op.reads[0]], op.attributes["cap"])
+
+    def select(self, op: Op) -> F32:
+        """Keep the rows whose outputs are wanted."""
+        result: F32 = self.buffers[op.reads[0]][self._batch.out_rows]
+        return result
+
+    def rope_table(self, op: Op) -> Any:
+        """Return cosines and sines of every row's position, side by side."""
+        rope: Rope = op.attributes["rope"]
+        tables = twin.rope_table(self._batch.rows[:, 3], np.array(rope.frequencies), rope.factor)
+        return np.concatenate(tables, axis=1)
+
+    def rope(self, op: Op) -> F32:
+        """Rotate every head."""
+        x, table = (self.buffers[b] for b in op.reads)
+        rope: Rope = op.attributes["rope"]
+        heads = x.reshape(len(x), op.attributes["n_head"], -1)
+        cosines, sines = table[:, : rope.n_pair], table[:, rope.n_pair :]
+        return twin.rope(heads, cosines, sines, is_neox=rope.is_neox).reshape(x.shape)
+
+    def kv_store(self, op: Op) -> F32:
+        """Keep keys and values, rounded to f16."""
+        layer = op.attributes["layer"]
+        for store, buffer in ((self._keys, op.reads[0]), (self._values, op.reads[1])):
+            x = self.buffers[buffer]
+            if layer not in store:
+                store[layer] = np.zeros((self._n_slot, x.shape[1]), np.float32)
+            store[layer][self._batch.rows[:, 2]] = x.astype(np.float16).astype(np.float32)
+        return np.zeros((0, 0), np.float32)
+
+    def attention(self, op: Op) -> F32:
+        """Attend row by row, key head by key head."""
+        a, q = op.attributes, self.buffers[op.reads[0]]
+        n_head, n_head_kv = a["n_head"], a["n_head_kv"]
+        heads = q.reshape(len(q), n_head_kv, n_head // n_head_kv, -1)
+        result = np.empty_like(heads)
+        for i, row in enumerate(self._batch.rows):
+            slots = np.arange(row[5])
+            if row[7]:
+                slots = np.concatenate([slots, self._batch.ancestors(i)])
+            start = max(int(row[4]), len(slots) - a["window"]) if a["window"] else int(row[4])
+            for h in range(n_head_kv):
+                columns = slice(h * heads.shape[3], (h + 1) * heads.shape[3])
+                keys, values = (store[a["layer"]][slots, columns] for store in (self._keys, self._values))
+                result[i, h] = twin.attention_row(heads[i, h], keys, values, start, a["scale"], softcap_=a["softcap"])
+        return result.reshape(q.shape)
+
+
+class _Rows:
+    """The value of a "q8" buffer: the rows, and their quantised form unless activations stay f32."""
+
+    def __init__(self, values: F32, quantized: twin.Activations | None = None) -> None:
+        self.values, self.quantized = values, quantized
+        self.shape = values.shape
+
+
+RULES: dict[str, Callable[[CheckedExecutor, Op], Any]] = {
+    kind: getattr(CheckedExecutor, kind)
+    for kind in (
+        "embed", "scale", "rms_norm", "quantize", "norm_quantize", "matmul", "add", "add_bias", "glu", "softcap",
+        "select", "rope_table", "rope", "kv_store", "attention",
+    )
+}  # fmt: skip
+assert PAGE_SLOTS == twin.PAGE_SLOTS
