@@ -12,14 +12,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]
 
 
-def field(blocks: U8, offset: int, dtype: DTypeLike) -> NDArray[Any]:
+def field(blocks: U8, offset: int, dtype: Any) -> NDArray[Any]:
     """Return one field of every block, ``[n_rowgroup, 16, n_block]`` plus the shape inside ``dtype``.
 
     A view; its elements may be unaligned, which plain copies handle well and arithmetic does not.
@@ -31,7 +31,7 @@ def field(blocks: U8, offset: int, dtype: DTypeLike) -> NDArray[Any]:
 
 
 @cache
-def _record(offset: int, dtype: DTypeLike, n_byte: int) -> np.dtype[Any]:
+def _record(offset: int, dtype: Any, n_byte: int) -> np.dtype[Any]:
     return np.dtype({"names": ["f"], "formats": [dtype], "offsets": [offset], "itemsize": n_byte})
 
 
