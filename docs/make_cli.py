@@ -84,7 +84,7 @@ def spelling_of(parameter: Any) -> str:
         return f"`{cell(name_of(parameter))}`"
     names = [*parameter.opts, *parameter.secondary_opts]
     value = f" {parameter.metavar}" if parameter.metavar else ""
-    return ", ".join(f"`{cell(name)}`" for name in names[:-1] + [names[-1] + value])
+    return ", ".join(f"`{cell(name)}`" for name in [*names[:-1], names[-1] + value])
 
 
 def default_of(parameter: Any) -> str:
