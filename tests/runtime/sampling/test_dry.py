@@ -158,6 +158,13 @@ def test_a_breaker_far_back_is_found(at, expected):
     assert tokens_after_breaker(as_ids(range(1000)), lambda i: pieces[i], [b"\n"]) == expected
 
 
+def test_a_breaker_that_contains_another_and_begins_far_back_is_found():
+    long = b"x" * 30 + b"\n" + b"x" * 39
+    text = b"z" * 200 + long + b"z" * 5
+    pieces = [text[i : i + 1] for i in range(len(text))]
+    assert tokens_after_breaker(as_ids(range(len(pieces))), lambda i: pieces[i], [b"\n", long]) == 5
+
+
 @given(st.lists(st.sampled_from([b"a", b"b", b"ab", b"", b"\n"]), min_size=1, max_size=300), st.integers(0, 3))
 def test_tokens_after_breaker_looks_far_enough_back(pieces, which):
     breakers = [[b"\n"], [b"abab", b"b\n"], [b"a" * 70], [b"aab" * 30, b"\n\n\n"]][which]

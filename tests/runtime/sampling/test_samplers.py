@@ -133,8 +133,8 @@ def test_penalties(repeat, frequency, presence, window, expected):
 
 
 def test_repeat_penalty_divides_positive_and_multiplies_negative_logits():
-    got = penalties(row(4, -4, 0, 4, -INF), np.array([0, 1, 2, 4], dtype=np.int64), 2.0, 0.0, 0.0)
-    assert got.logits.tolist() == [2, -8, 0, 4, -INF]
+    got = penalties(row(4, -4, 0, 4, -INF, 0.5), np.array([0, 1, 2, 4, 5], dtype=np.int64), 2.0, 0.0, 0.0)
+    assert got.logits.tolist() == [2, -8, 0, 4, -INF, 0.25]
 
 
 def test_penalties_reach_candidates_that_are_left_by_id():
@@ -175,6 +175,13 @@ def test_dynamic_temperature_follows_the_entropy(candidates, expected):
     got = dynamic_temperature(candidates, 1.0, 0.5, 2.0)
     possible = candidates.logits > -INF
     assert got.logits[possible].tolist() == pytest.approx((candidates.logits[possible] / expected).tolist())
+
+
+def test_dynamic_temperature_starts_at_0_where_the_range_is_wider():
+    candidates = of_probabilities(0.5, 0.25, 0.25)
+    expected = (0.3 + 0.5) * 1.5 * math.log(2) / math.log(3)
+    got = dynamic_temperature(candidates, 0.3, 0.5, 1.0)
+    assert got.logits.tolist() == pytest.approx((candidates.logits / expected).tolist())
 
 
 def test_dynamic_temperature_leaves_one_candidate_alone():
