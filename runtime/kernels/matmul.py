@@ -207,8 +207,7 @@ def _tile_q6_k(n_tok: int) -> Any:
     """Blocks of 256 columns, sixteen signed 8-bit scales per row (p0 q4, p1 q2, p2 s8, p3 d)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
-    first = ops.add_products(max_weight=63, offset=32, half=0)
-    second = ops.add_products(max_weight=63, offset=32, half=1)
+    add_half_products = ops.add_half_products(max_weight=63, offset=32)
 
     @device(_TILE)
     def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
@@ -217,8 +216,8 @@ def _tile_q6_k(n_tok: int) -> Any:
             d = load_f16x16(p3 + 32 * s)
             for j in range(8 * s, 8 * s + 8):
                 quants = load_6bit(p0 + 256 * j, p1 + 128 * j)
-                acc = first(acc, quants, mul(d, to_f32(load_i8x16(p2 + 32 * j))), x)
-                acc = second(acc, quants, mul(d, to_f32(load_i8x16(p2 + 32 * j + 16))), x)
+                scale_0, scale_1 = load_i8x16(p2 + 32 * j), load_i8x16(p2 + 32 * j + 16)
+                acc = add_half_products(acc, quants, mul(d, to_f32(scale_0)), mul(d, to_f32(scale_1)), x)
                 x += x_block
         store(out, acc)
 
@@ -229,8 +228,7 @@ def _tile_q3_k(n_tok: int) -> Any:
     """Blocks of 256 columns, sixteen 6-bit scales per row (p0 q2, p1 q1, p2 s6, p3 d)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
-    first = ops.add_products(max_weight=7, offset=4, half=0)
-    second = ops.add_products(max_weight=7, offset=4, half=1)
+    add_half_products = ops.add_half_products(max_weight=7, offset=4)
 
     @device(f32x16(int64, int64))
     def scale_of(s6, i):
@@ -246,8 +244,8 @@ def _tile_q3_k(n_tok: int) -> Any:
             d = load_f16x16(p3 + 32 * s)
             for j in range(8):
                 quants = load_3bit(p0 + 128 * (8 * s + j), p1 + 64 * (8 * s + j))
-                acc = first(acc, quants, mul(d, scale_of(p2 + 192 * s, 2 * j)), x)
-                acc = second(acc, quants, mul(d, scale_of(p2 + 192 * s, 2 * j + 1)), x)
+                scale_0, scale_1 = scale_of(p2 + 192 * s, 2 * j), scale_of(p2 + 192 * s, 2 * j + 1)
+                acc = add_half_products(acc, quants, mul(d, scale_0), mul(d, scale_1), x)
                 x += x_block
         store(out, acc)
 
@@ -258,7 +256,7 @@ def _tile_q2_k(n_tok: int) -> Any:
     """Blocks of 256 columns, sixteen 4-bit scales and minimums per row (p0 q2, p1 s4, p2 dm)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
-    first, second = (ops.add_products(max_weight=3, half=h) for h in (0, 1))
+    add_half_products = ops.add_half_products(max_weight=3)
     first_minimum, second_minimum = (ops.add_minimums(half=h) for h in (0, 1))
 
     @device(_TILE)
@@ -270,9 +268,9 @@ def _tile_q2_k(n_tok: int) -> Any:
             for j in range(8 * s, 8 * s + 8):
                 quants = load_2bit(p0 + 128 * j)
                 s0, s1 = load_u8x16(p1 + 32 * j), load_u8x16(p1 + 32 * j + 16)
-                acc = first(acc, quants, mul(d, to_f32(and_i32(s0, 15))), x)
+                scale_0, scale_1 = mul(d, to_f32(and_i32(s0, 15))), mul(d, to_f32(and_i32(s1, 15)))
+                acc = add_half_products(acc, quants, scale_0, scale_1, x)
                 acc = first_minimum(acc, mul(minus_dmin, to_f32(shift_right(s0, 4))), x)
-                acc = second(acc, quants, mul(d, to_f32(and_i32(s1, 15))), x)
                 acc = second_minimum(acc, mul(minus_dmin, to_f32(shift_right(s1, 4))), x)
                 x += x_block
         store(out, acc)

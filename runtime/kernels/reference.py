@@ -163,14 +163,21 @@ def _matmul_quantized(weight: PackedTensor, x: Activations) -> F32:
     blocks = sub_blocks(weight)
     n_sub, width = blocks.q.shape[1:]
     y = np.zeros((len(x.q), weight.n_row), np.float32)
+    n_part = BLOCK // width  # sub-blocks of an activation record: one, or two halves
     with np.errstate(all="ignore"):
-        for j in range(n_sub):
-            block, start = j * width // BLOCK, j * width % BLOCK
-            dot = x.q[:, block, start : start + width] @ blocks.q[:, j].astype(np.int32).T
-            scale = blocks.scale[None, :, j] * x.scale[:, block, None]
-            y = fma(dot.astype(np.float32), scale, y)
+        for block in range(n_sub // n_part):
+            parts = range(block * n_part, block * n_part + n_part)
+            value: F32 | None = None
+            for j in parts:
+                start = j * width % BLOCK
+                dot = (x.q[:, block, start : start + width] @ blocks.q[:, j].astype(np.int32).T).astype(np.float32)
+                scale = blocks.scale[None, :, j]
+                value = dot * scale if value is None else fma(dot, scale, value)
+            y = fma(value, x.scale[:, block, None], y)
             if blocks.minimum is not None:
-                y = fma(blocks.minimum[None, :, j], x.scaled_sum(start, start + width)[:, block, None], y)
+                for j in parts:
+                    start = j * width % BLOCK
+                    y = fma(blocks.minimum[None, :, j], x.scaled_sum(start, start + width)[:, block, None], y)
     return y
 
 

@@ -183,6 +183,14 @@ class Lowering:
         name = "llvm.aarch64.neon.tbl1.v16i8" if self.target.is_arm else "llvm.x86.ssse3.pshuf.b.128"
         return self.by_parts(4, lambda i: self.call(name, quarter, constant(quarter, signed), i), index)
 
+    def times_constant(self, address: ir.Value, factor: int) -> ir.Value:
+        """Return i32x16 ``factor * v`` in every lane, v being the i32 at ``address``, ``|v| < 2**15``."""
+        if self.target.dot == "vnni512":  # one instruction, the broadcast folded into it
+            pairs = self.b.bitcast(self.broadcast(address, I32X16), I16X32)
+            factors = constant(I16X32, [factor, 0] * 16)
+            return self.call("llvm.x86.avx512.vpdpwssd.512", I32X16, constant(I32X16, 0), pairs, factors)
+        return self.b.mul(self.broadcast(address, I32X16), constant(I32X16, factor))
+
     def dot_group(
         self, total: ir.Value | None, weights: Sequence[ir.Value], x: Sequence[ir.Value], *, max_weight: int | None
     ) -> ir.Value:

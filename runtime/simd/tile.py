@@ -41,9 +41,8 @@ def _dot(low: Lowering, quants: Any, record: Any, half: int | None, max_weight: 
     if max_weight is None and low.is_biased:
         offset = 128
     total = None
-    if offset:  # a power of two
-        minus_sum = low.broadcast(low.at(record, SUM if half is None else (SUM_0, SUM_1)[half]), I32X16)
-        total = low.b.shl(minus_sum, constant(I32X16, offset.bit_length() - 1))
+    if offset:
+        total = low.times_constant(low.at(record, SUM if half is None else (SUM_0, SUM_1)[half]), offset)
     return low.dot_group(total, weights, x, max_weight=max_weight)
 
 
@@ -63,23 +62,37 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
         """Return accumulators of zero."""
         return ir.Constant(acc_t.llvm, None) if n_tok > 1 else constant(F32X16, 0.0)
 
-    def add_products(*, max_weight: int | None, offset: int = 0, half: int | None = None) -> Any:
-        """Return ``acc + (scale * x_scale) * dot(weights - offset, x)`` for every token.
+    def add_products(*, max_weight: int | None, offset: int = 0) -> Any:
+        """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` for every token.
 
-        ``half`` takes only columns 0..15 or 16..31. ``max_weight`` as in ``Lowering.dot_group``.
+        ``max_weight`` as in ``Lowering.dot_group``.
         """
 
         @operation(acc_t(acc_t, quants_t, f32x16, int64))
         def add_products_(low, acc, quants, scale, x):
             def one(t: int, total: Any) -> Any:
                 record = low.at(x, t * RECORD_BYTES)
-                dot = low.b.sitofp(_dot(low, quants, record, half, max_weight, offset), F32X16)
-                product = low.b.fmul(scale, low.broadcast(low.at(record, SCALE), F32X16))
-                return low.fma(dot, product, total)
+                dot = low.b.sitofp(_dot(low, quants, record, None, max_weight, offset), F32X16)
+                return low.fma(low.b.fmul(dot, scale), low.broadcast(low.at(record, SCALE), F32X16), total)
 
             return each(low, acc, one)
 
         return add_products_
+
+    def add_half_products(*, max_weight: int | None, offset: int = 0) -> Any:
+        """Return ``acc + x_scale * (scale_0 * dot_0 + scale_1 * dot_1)``: columns 0..15 and 16..31 apart."""
+
+        @operation(acc_t(acc_t, quants_t, f32x16, f32x16, int64))
+        def add_half_products_(low, acc, quants, scale_0, scale_1, x):
+            def one(t: int, total: Any) -> Any:
+                record = low.at(x, t * RECORD_BYTES)
+                dots = [low.b.sitofp(_dot(low, quants, record, h, max_weight, offset), F32X16) for h in (0, 1)]
+                both = low.fma(dots[1], scale_1, low.b.fmul(dots[0], scale_0))
+                return low.fma(both, low.broadcast(low.at(record, SCALE), F32X16), total)
+
+            return each(low, acc, one)
+
+        return add_half_products_
 
     def add_minimums(*, half: int | None = None) -> Any:
         """Return ``acc + minimum * (x_scale * sum(x))`` for every token."""
@@ -130,6 +143,7 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
         return each(low, acc, lambda t, total: low.b.fmul(total, low.load(low.at(factors, 64 * t), F32X16, 64)))
 
     return SimpleNamespace(
-        n_tok=n_tok, acc_t=acc_t, zeros=zeros, add_products=add_products, add_minimums=add_minimums,
+        n_tok=n_tok, acc_t=acc_t, zeros=zeros, add_products=add_products,
+        add_half_products=add_half_products, add_minimums=add_minimums,
         add_column=add_column, store=store, load=load, scale_by=scale_by,
     )  # fmt: skip
