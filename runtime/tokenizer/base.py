@@ -178,7 +178,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:
-        """Return the ids of text without special tokens; it begins the prompt or follows one if ``is_after_special``."""
+        """Return the ids of text without special tokens; ``is_after_special`` at the start of a prompt too."""
 
     @abstractmethod
     def _normal_piece(self, text: str) -> bytes:

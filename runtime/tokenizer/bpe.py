@@ -111,7 +111,7 @@ class BpeTokenizer(Tokenizer):
             ranks.setdefault(_pair(text), rank)
         return ranks
 
-    def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:
+    def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:  # noqa: ARG002 - no space prefix
         text = code_points(text)
         if self._drops_space:
             text = "".join(map(lower, text)) if self._lowercases else text
@@ -123,8 +123,10 @@ class BpeTokenizer(Tokenizer):
         if not self._pre.whole_newlines:
             return self._encode_words(words)
         ids: list[int] = []
-        for is_newlines, group in groupby(words, lambda word: word in self.vocabulary.ids and not word.strip("\n")):
-            ids += map(self.vocabulary.ids.__getitem__, group) if is_newlines else self._encode_words(list(group))
+        known = self.vocabulary.ids
+        for is_newlines, group in groupby(words, lambda word: word in known and not word.strip("\n")):
+            some_words = list(group)
+            ids += [known[word] for word in some_words] if is_newlines else self._encode_words(some_words)
         return ids
 
     def _encode_words(self, words: list[str]) -> list[int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from heapq import heapify, heappop, heappush
+from itertools import pairwise
 
 
 def merge(symbols: Sequence[str], rank: Callable[[str, str], float | None]) -> list[str]:
@@ -24,7 +25,7 @@ def merge(symbols: Sequence[str], rank: Callable[[str, str], float | None]) -> l
     before = list(range(-1, len(parts) - 1))
     after = [*range(1, len(parts)), -1]
     queue: list[tuple[float, int, int, str, str]] = []
-    for i, (left_text, right_text) in enumerate(zip(symbols, symbols[1:], strict=False)):
+    for i, (left_text, right_text) in enumerate(pairwise(symbols)):
         found = rank(left_text, right_text)
         if found is not None:
             queue.append((found, i, i + 1, left_text, right_text))

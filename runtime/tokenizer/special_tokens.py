@@ -23,7 +23,7 @@ _EOT = (
     "<EOT>",
     "_<EOT>",
     "[EOT]",
-    "<｜end▁of▁sentence｜>",
+    "<｜end▁of▁sentence｜>",  # noqa: RUF001
     "<end_of_utterance>",
 )
 # name -> texts that stand for it when no metadata key names an id; the first that exists is taken
@@ -34,7 +34,7 @@ _BY_TEXT: dict[str, tuple[str, ...]] = {
         "<|fim_prefix|>",
         "<fim-prefix>",
         "<fim_prefix>",
-        "<｜fim▁begin｜>",
+        "<｜fim▁begin｜>",  # noqa: RUF001
         "<PRE>",
         "▁<PRE>",
         "<|code_prefix|>",
@@ -44,7 +44,7 @@ _BY_TEXT: dict[str, tuple[str, ...]] = {
         "<|fim_suffix|>",
         "<fim-suffix>",
         "<fim_suffix>",
-        "<｜fim▁hole｜>",
+        "<｜fim▁hole｜>",  # noqa: RUF001
         "<SUF>",
         "▁<SUF>",
         "<|code_suffix|>",
@@ -54,7 +54,7 @@ _BY_TEXT: dict[str, tuple[str, ...]] = {
         "<|fim_middle|>",
         "<fim-middle>",
         "<fim_middle>",
-        "<｜fim▁end｜>",
+        "<｜fim▁end｜>",  # noqa: RUF001
         "<MID>",
         "▁<MID>",
         "<|code_middle|>",

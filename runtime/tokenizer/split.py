@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -72,7 +73,8 @@ class Views:
         if self.text.isascii():
             return self.text
         code_points = np.frombuffer(self.text.encode("utf-32-le", "surrogatepass"), dtype="<u4")  # [n_char]
-        return _stand_ins(with_han)[code_points].tobytes().decode("latin-1")
+        stand_ins: bytes = _stand_ins(with_han)[code_points].tobytes()
+        return stand_ins.decode("latin-1")
 
     @cached_property
     def by_category(self) -> str:
@@ -183,9 +185,9 @@ def split(text: str, steps: Iterable[Step]) -> list[str]:
     views, bounds = Views(text), [0, len(text)]  # pieces are [bounds[i], bounds[i + 1])
     for step in steps:
         new = [0]
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in pairwise(bounds):
             new.extend(step.cuts(views, start, stop))
             if new[-1] != stop:
                 new.append(stop)
         bounds = new
-    return [text[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return [text[start:stop] for start, stop in pairwise(bounds)]

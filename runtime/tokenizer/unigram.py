@@ -90,7 +90,7 @@ class UnigramTokenizer(Tokenizer):
         """Whether a space is put in front of a text before it is tokenized."""
         return self._add_space_prefix
 
-    def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:
+    def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:  # noqa: ARG002 - no space prefix
         text = self._normalized(raw_bytes(text))
         n_char = len(text)
         best = [-inf] * (n_char + 1)  # [n_char + 1], the highest sum of scores of a text that ends here

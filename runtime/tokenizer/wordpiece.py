@@ -70,7 +70,7 @@ class WordPieceTokenizer(Tokenizer):
         ids = super().encode_fragments(fragments, add_special=False)
         return [self.vocabulary.special["bos"], *ids, self.vocabulary.special["sep"]] if add_special else ids
 
-    def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:
+    def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:  # noqa: ARG002 - no space prefix
         ids: list[int] = []
         for word in self._words(code_points(text)):
             ids += self._spell(_WORD_START + word) or [self.vocabulary.special["unk"]]
