@@ -147,9 +147,7 @@ class Chat:
         """Return the token ids of the conversation, up to where the next answer begins."""
         if self.engine.template is None:
             return self.engine.tokenizer.encode(self.conversation.raw_text())
-        from ..runtime.chat_prompt import encode_chat
-
-        return encode_chat(self.engine.template, self.engine.tokenizer, self.conversation.messages(), **self._kwargs)
+        return self.engine.template.encode(self.conversation.messages(), **self._kwargs)
 
     def _answer(self) -> str | None:
         """Generate and show an answer; None if it was stopped before it began."""

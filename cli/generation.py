@@ -131,7 +131,7 @@ def parse_template_kwargs(text: str | None) -> dict[str, Any]:
         raise ConfigError(f"--chat-template-kwargs: not JSON ({error})") from None
     if not isinstance(value, dict):
         raise ConfigError(f"--chat-template-kwargs: expected a JSON object, got {text!r}")
-    reserved = sorted(value.keys() & {"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
+    reserved = sorted(value.keys() & {"self", "messages", "tools", "add_generation_prompt"})  # more in the template
     if reserved:
         raise ConfigError(f"--chat-template-kwargs: {', '.join(reserved)} cannot be set this way")
     return value

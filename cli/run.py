@@ -108,13 +108,11 @@ def run(
 
 
 def _chat_ids(engine: Engine, text: str, system_prompt: str | None, kwargs: dict[str, Any]) -> list[int]:
-    from ..runtime.chat_prompt import encode_chat
-
     assert engine.template is not None
     messages = [{"role": "user", "content": text}]
     if system_prompt is not None:
         messages.insert(0, {"role": "system", "content": argument_text(system_prompt, "--system-prompt")})
-    return encode_chat(engine.template, engine.tokenizer, messages, **kwargs)
+    return engine.template.encode(messages, **kwargs)
 
 
 def _print_tokens(tokens: Any, *, silent: bool) -> list[GeneratedToken]:

@@ -74,6 +74,9 @@ class FakeTemplate:
             text += f"<|im_start|>{message['role']}\n{content}<|im_end|>\n"
         return text + f"<|im_start|>assistant\n{self.tail}" if add_generation_prompt else text
 
+    def encode(self, messages: list[dict[str, Any]], **kwargs: Any) -> list[int]:
+        return FakeTokenizer().encode(self.render(messages, **kwargs), add_special=False, parse_special=True)
+
 
 class FakeSession:
     def __init__(self, engine: FakeEngine) -> None:
