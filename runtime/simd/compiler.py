@@ -180,12 +180,13 @@ def compile_module(kernel: Kernel, target: Target) -> llvm.ModuleRef:
             linked = module
         else:
             linked.link_in(module)
-    for function in linked.functions:
+    # Numba's names count what this process compiled before: number them anew, or the bytes would depend on it.
+    for i, function in enumerate(linked.functions):
         if not function.is_declaration and function.name != kernel.symbol:
-            function.linkage = "internal"
-    for variable in linked.global_variables:
+            function.linkage, function.name = "internal", f"f{i}"
+    for i, variable in enumerate(linked.global_variables):
         if not variable.is_declaration:
-            variable.linkage = "internal"
+            variable.linkage, variable.name = "internal", f"v{i}"
     linked.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = False  # kernels are vectors already
