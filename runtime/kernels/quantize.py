@@ -13,21 +13,22 @@ from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.tile import RECORD_BYTES, SCALE, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1, SUM, SUM_0, SUM_1
 from ..simd.vector import (
-    absolute, add, add_i32, broadcast_f32, device, div, f32x16, fma, first_lane, int64, larger, load_f32, load_f32x16,
+    absolute, add, broadcast_f32, device, div, f32x16, fma, first_lane, int64, larger, load_f32x16,
     load_i64, maximum, max_lanes, mul, round_to_i32, smaller, splat, splat_i32, sqrt, store_f32, store_i8x16,
-    store_i32, sub_i32, sum_lanes, sum_lanes_i32, to_f32, void, where_less,
+    store_i32, sum_lanes, sum_lanes_i32, to_f32, void, where_less,
 )  # fmt: skip
 from .layout import TOKEN_GROUP
 
 _OP = void(*[int64] * 4)
 _ZERO, _ONE, _STEPS = np.float32(0), np.float32(1), np.float32(127)
+SMALLEST = np.float32(2.0**-120)  # a block with nothing larger is zero: 127 / max|x| would overflow near 2**-121
 
 
 @device(void(f32x16, f32x16, int64))
 def quantize_block(left, right, record):
     """Write the record of 32 activations: quants ``round(x * 127 / max|x|)``, scale ``max|x| / 127``, sums."""
     largest = splat(max_lanes(maximum(absolute(left), absolute(right))))
-    inverse = where_less(splat(_ZERO), largest, div(splat(_STEPS), largest), splat(_ZERO))
+    inverse = where_less(splat(SMALLEST), largest, div(splat(_STEPS), largest), splat(_ZERO))
     scale = div(largest, splat(_STEPS))
     q_left, q_right = round_to_i32(mul(left, inverse)), round_to_i32(mul(right, inverse))
     store_i8x16(record, q_left)
