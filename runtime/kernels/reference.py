@@ -20,6 +20,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 BLOCK = 32  # columns of an activation record
+SMALLEST = np.float32(2.0**-120)  # largest activation of a block that counts as zero
 ZERO, ONE = np.float32(0), np.float32(1)
 
 
@@ -113,7 +114,8 @@ class Activations:
 
     def scaled_sum(self, start: int, stop: int) -> F32:
         """Return ``scale * sum(q[start:stop])`` of every block: [n_tok, n_block]."""
-        return self.scale * self.q[:, :, start:stop].sum(axis=2).astype(np.float32)
+        result: F32 = self.scale * self.q[:, :, start:stop].sum(axis=2).astype(np.float32)
+        return result
 
 
 def quantize(x: F32) -> Activations:
@@ -121,7 +123,7 @@ def quantize(x: F32) -> Activations:
     blocks = x.reshape(len(x), -1, BLOCK)
     largest = np.abs(blocks).max(axis=2)
     with np.errstate(all="ignore"):
-        inverse = np.where(largest > 0, np.float32(127) / largest, ZERO)
+        inverse = np.where(largest > SMALLEST, np.float32(127) / largest, ZERO)
     q = np.rint(blocks * inverse[..., None]).astype(np.int32)
     return Activations(q, largest / np.float32(127))
 
@@ -225,7 +227,9 @@ def rope(x: F32, cosines: F32, sines: F32, *, is_neox: bool) -> F32:
     """Return heads [n_tok, n_head, n_embd_head] with their first ``2 * n_pair`` columns rotated."""
     n_pair = cosines.shape[1]
     y = x.copy()
-    first, second = (slice(0, n_pair), slice(n_pair, 2 * n_pair)) if is_neox else (slice(0, 2 * n_pair, 2), slice(1, 2 * n_pair, 2))
+    first, second = (
+        (slice(0, n_pair), slice(n_pair, 2 * n_pair)) if is_neox else (slice(0, 2 * n_pair, 2), slice(1, 2 * n_pair, 2))
+    )
     a, b = x[..., first], x[..., second]
     cos, sin = cosines[:, None], sines[:, None]
     y[..., first] = a * cos - b * sin
@@ -239,9 +243,7 @@ PAGE_SLOTS, SEGMENT_PAGES = 64, 8
 MINUS_INFINITY = np.float32(-np.inf)
 
 
-def attention_row(
-    q: F32, keys: F32, values: F32, start: int, scale: float, *, softcap_: float = 0.0
-) -> F32:
+def attention_row(q: F32, keys: F32, values: F32, start: int, scale: float, *, softcap_: float = 0.0) -> F32:
     """Attend with query heads that share a key head.
 
     Args:
