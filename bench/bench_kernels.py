@@ -14,7 +14,6 @@ import numpy as np
 
 from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.quant.pack import pack
-from llmrun.runtime.executor.threaded import MATMUL_PARTS
 from llmrun.runtime.kernels.kernel_set import KernelSet
 from llmrun.runtime.kernels.layout import BATCH_WORDS, RECORD_WORDS
 from llmrun.runtime.kernels.registry import MATMUL_FORMATS
@@ -44,7 +43,7 @@ class Job:
         self.batch = np.zeros(BATCH_WORDS, np.int64)
         self.batch[0] = n_tok
         self.record = np.zeros(RECORD_WORDS, np.int64)
-        parts = [self.packed.parts[p].ctypes.data for p in MATMUL_PARTS[name]]
+        parts = [self.packed.parts[p.name].ctypes.data for p in self.packed.format.parts]
         self.record[2:4] = n_row // 16, n_col if is_float else n_col // 32
         self.record[4 : 4 + len(parts)] = parts
         self.record[12:16] = self.x.ctypes.data, n_col * 4, self.y.ctypes.data, n_row * 4
@@ -91,7 +90,12 @@ def main():
     kernels = KernelSet([f"matmul_{n.lower()}" for n in names], target)
     print(f"{target.name}, one core; Gop/s by tokens per tile" + (", GB/s from memory" if args.stream else ""))
     widths = (16, 8, 4, 2, 1)
-    print(f"{'type':8}" + "".join(f"{f'T={w}':>9}" for w in widths) + f"{'T=1 GB/s':>10}" + ("  stream GB/s" if args.stream else ""))
+    print(
+        f"{'type':8}"
+        + "".join(f"{f'T={w}':>9}" for w in widths)
+        + f"{'T=1 GB/s':>10}"
+        + ("  stream GB/s" if args.stream else "")
+    )
     for name in names:
         kernel = kernels.function(f"matmul_{name.lower()}", 4)
         row = f"{name:8}"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 LOGITS_BYTES = 64 << 20  # rows of logits that are made at once
 LONG_PASS_TOKENS = 16  # a pass of more rows leaves the main thread free for Ctrl-C
 Progress = Callable[[str, int, int], None]
+F32 = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +272,11 @@ class Session:
         self.stats = GenerationStats()
 
     def generate(
-        self, prompt_ids: Sequence[int], params: GenerationParams, *, on_prefill: Callable[[int, int], None] | None = None
+        self,
+        prompt_ids: Sequence[int],
+        params: GenerationParams,
+        *,
+        on_prefill: Callable[[int, int], None] | None = None,
     ) -> Iterator[GeneratedToken]:
         """Yield the tokens of one answer.
 
@@ -294,7 +299,11 @@ class Session:
         tokenizer = engine.tokenizer
         ends = tokenizer.eog_ids if engine.template is None else tokenizer.eog_ids | engine.template.end_of_turn
         sampler = Sampler(
-            params.sampler, engine.info.n_vocab, lambda i: tokenizer.piece(i, special=True), ends, ignore_eos=params.ignore_eos
+            params.sampler,
+            engine.info.n_vocab,
+            lambda i: tokenizer.piece(i, special=True),
+            ends,
+            ignore_eos=params.ignore_eos,
         )
         decoder, stops = StreamDecoder(tokenizer), StopStrings(params.stop)
         started = time.perf_counter()
@@ -339,7 +348,10 @@ class Session:
         self, ids: Sequence[int], stats: GenerationStats, on_prefill: Callable[[int, int], None] | None
     ) -> NDArray[np.float32]:
         """Compute what is not cached yet; return the logits after the last token."""
-        n_same = next((i for i, (a, b) in enumerate(zip(self.tokens, ids, strict=False)) if a != b), min(len(self.tokens), len(ids)))
+        n_same = next(
+            (i for i, (a, b) in enumerate(zip(self.tokens, ids, strict=False)) if a != b),
+            min(len(self.tokens), len(ids)),
+        )
         n_same = min(n_same, len(ids) - 1)  # the last token's logits are wanted
         self._sequence.rollback(n_same)
         del self.tokens[n_same:]
@@ -350,7 +362,7 @@ class Session:
             is_last = len(self.tokens) + len(chunk) == len(ids)
             with self._engine._lock:
                 self._engine.run_tokens(self._sequence, chunk, [len(chunk) - 1] if is_last else [])
-                result = executor.output("logits", 1)[0].copy() if is_last else None
+                result: F32 | None = executor.output("logits", 1)[0].copy() if is_last else None
             self.tokens.extend(chunk)
             if on_prefill:
                 on_prefill(len(self.tokens) - n_same, len(ids) - n_same)
@@ -361,7 +373,8 @@ class Session:
         with self._engine._lock:
             self._engine.run_tokens(self._sequence, [token_id], [0])
             self.tokens.append(token_id)
-            return self._engine._executor.output("logits", 1)[0].copy()
+            logits: F32 = self._engine._executor.output("logits", 1)[0].copy()
+            return logits
 
     def close(self) -> None:
         """Give the KV pages back."""

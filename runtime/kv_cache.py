@@ -135,7 +135,11 @@ class KvSequence:
     def save(self) -> dict[str, Any]:
         """Return a copy of the filled pages, to be given to ``restore``."""
         used = self.page_table[: self._n_page]
-        return {"n_past": self.n_past, "keys": self._pages.keys[:, used].copy(), "values": self._pages.values[:, used].copy()}
+        return {
+            "n_past": self.n_past,
+            "keys": self._pages.keys[:, used].copy(),
+            "values": self._pages.values[:, used].copy(),
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Replace this sequence's content by a saved one."""

@@ -26,7 +26,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Weight:
-    """A tensor of the model file, or some of its rows: a matrix ``[n_out, n_in]`` or a vector ``[n_in]`` (``n_out`` 0)."""
+    """A tensor of the file, or some of its rows: a matrix ``[n_out, n_in]``, or a vector ``[n_in]`` (``n_out`` 0)."""
 
     name: str
     n_out: int
@@ -58,7 +58,11 @@ class Op:
     def __str__(self) -> str:
         """Return the operation as one readable line."""
         words = [f"%{b.name}" for b in self.reads] + [f"@{w.name}:{w.packed}" for w in self.weights]
-        words += [f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}" for k, v in self.attributes.items() if not isinstance(v, Rope)]
+        words += [
+            f"{k}={v:.6g}" if isinstance(v, float) else f"{k}={v}"
+            for k, v in self.attributes.items()
+            if not isinstance(v, Rope)
+        ]
         target = ", ".join(f"%{b.name}[{b.rows} x {b.n_col} {b.kind}]" for b in self.writes)
         return f"{target + ' = ' if target else ''}{self.kind}({', '.join(words)})"
 
@@ -102,7 +106,9 @@ class ProgramBuilder:
         n = self._n_buffer[name] = self._n_buffer.get(name, -1) + 1
         return Buffer(f"{name}.{n}" if n else name, n_col, like.rows if like else "tok", kind)
 
-    def _append(self, kind: str, reads: tuple[Buffer, ...], write: Buffer, *weights: Weight, **attributes: Any) -> Buffer:
+    def _append(
+        self, kind: str, reads: tuple[Buffer, ...], write: Buffer, *weights: Weight, **attributes: Any
+    ) -> Buffer:
         self.ops.append(Op(kind, reads, (write,), weights, attributes))
         return write
 

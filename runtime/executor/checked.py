@@ -171,7 +171,8 @@ class CheckedExecutor:
                 columns = slice(h * heads.shape[3], (h + 1) * heads.shape[3])
                 keys, values = (store[a["layer"]][slots, columns] for store in (self._keys, self._values))
                 result[i, h] = twin.attention_row(heads[i, h], keys, values, start, a["scale"], softcap_=a["softcap"])
-        return result.reshape(q.shape)
+        rows: F32 = result.reshape(q.shape)
+        return rows
 
 
 class _Rows:

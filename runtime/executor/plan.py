@@ -62,7 +62,7 @@ def _offsets(program: Program, sizes: dict[Buffer, int]) -> tuple[dict[Buffer, i
 
 
 def _barriers(ops: list[Op], offsets: dict[Buffer, int], sizes: dict[Buffer, int]) -> tuple[bool, ...]:
-    """A barrier separates two operations that touch the same bytes, one of them writing."""
+    """Put a barrier between two operations that touch the same bytes, one of them writing."""
 
     def spans(buffers: tuple[Buffer, ...]) -> set[tuple[int, int]]:
         return {(offsets[b], offsets[b] + sizes[b]) for b in buffers}
@@ -77,7 +77,9 @@ def _barriers(ops: list[Op], offsets: dict[Buffer, int], sizes: dict[Buffer, int
         op_read, op_written = spans(op.reads), spans(op.writes)
         if op.kind in ("kv_store", "attention"):  # the layer's pages, as a span outside the arena
             pages = {(-2 - op.attributes["layer"], -1 - op.attributes["layer"])}
-            op_read, op_written = (op_read, op_written | pages) if op.kind == "kv_store" else (op_read | pages, op_written)
+            op_read, op_written = (
+                (op_read, op_written | pages) if op.kind == "kv_store" else (op_read | pages, op_written)
+            )
         if overlap(written, op_read | op_written) or overlap(read, op_written):
             barriers[i - 1] = True
             read, written = set(), set()

@@ -113,4 +113,3 @@ class Team:
             self._wake.notify_all()
         for worker in self._workers:
             worker.join()
-

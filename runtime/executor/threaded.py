@@ -16,7 +16,6 @@ from ...formats.errors import ConfigError
 from ..batch import Batch
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import BARRIER_WORD, N_OUT, N_TOK, RECORD_WORDS
-
 from ..kv_cache import KvPages
 from ..program import Buffer, Op, Program, Rope, Weight
 from ..weights import WeightSource
@@ -25,12 +24,6 @@ from .team import Team, aligned_array
 
 MAX_EMBD_HEAD = 512  # attention's scratch; kernels/attention.py
 ACTIVATIONS = {"silu": 1, "gelu": 2}
-MATMUL_PARTS = {
-    "Q4_0": ("q4", "d"), "Q4_1": ("q4", "dm"), "Q5_0": ("q4", "q1", "d"), "Q5_1": ("q4", "q1", "dm"),
-    "Q8_0": ("q8", "d"), "IQ4_NL": ("q4", "d"), "MXFP4": ("q4", "e"), "Q4_K": ("q4", "dm", "s6"),
-    "Q5_K": ("q4", "dm", "s6", "q1"), "Q6_K": ("q4", "q2", "s8", "d"), "Q3_K": ("q2", "q1", "s6", "d"),
-    "Q2_K": ("q2", "s4", "dm"), "IQ4_XS": ("q4", "d", "s6"), "F16": ("w",), "BF16": ("w",), "F32": ("w",),
-}  # fmt: skip
 
 
 def kernel_of(op: Op) -> str | None:
@@ -66,7 +59,15 @@ class ThreadedExecutor:
     """
 
     def __init__(
-        self, program: Program, weights: WeightSource, pages: KvPages, kernels: KernelSet, team: Team, *, n_tok: int, n_out: int
+        self,
+        program: Program,
+        weights: WeightSource,
+        pages: KvPages,
+        kernels: KernelSet,
+        team: Team,
+        *,
+        n_tok: int,
+        n_out: int,
     ) -> None:
         self.program, self.n_tok, self.n_out = program, n_tok, n_out
         self._weights, self._pages, self._team = weights, pages, team
@@ -115,10 +116,11 @@ class ThreadedExecutor:
     def view(self, buffer: Buffer, n_row: int) -> NDArray[Any]:
         """Return rows of a buffer: f32 [n_row, n_col], or the raw bytes of records."""
         start, step = self._plan.offsets[buffer], row_bytes(buffer)
-        raw = self._arena.view(np.uint8)[start : start + n_row * step]
+        raw: NDArray[Any] = self._arena.view(np.uint8)[start : start + n_row * step]
         if buffer.kind != "f32":
             return raw
-        return raw.view(np.float32).reshape(n_row, step // 4)[:, : buffer.n_col]
+        rows: NDArray[Any] = raw.view(np.float32).reshape(n_row, step // 4)
+        return rows[:, : buffer.n_col]
 
     # ---- addresses --------------------------------------------------------------------------
 
@@ -138,8 +140,8 @@ class ThreadedExecutor:
         """Return the addresses of a packed matrix's parts, four words."""
         packed = self._weights.packed(weight)
         self._keep.append(packed)
-        addresses = [int(packed.parts[name].ctypes.data) for name in MATMUL_PARTS[weight.packed]]
-        return (addresses + [0, 0, 0])[:4]
+        addresses = [int(packed.parts[part.name].ctypes.data) for part in packed.format.parts]
+        return [*addresses, 0, 0, 0][:4]
 
     def array(self, values: NDArray[Any]) -> int:
         """Keep an array and return its address."""
@@ -236,7 +238,9 @@ def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
     q, y, a = op.reads[0], op.writes[0], op.attributes
     n_embd_head = q.n_col // a["n_head"]
     if n_embd_head % 16 or n_embd_head > MAX_EMBD_HEAD:
-        raise ConfigError(f"heads of {n_embd_head} columns are not supported: expected a multiple of 16, at most {MAX_EMBD_HEAD}")
+        raise ConfigError(
+            f"heads of {n_embd_head} columns are not supported: expected a multiple of 16, at most {MAX_EMBD_HEAD}"
+        )
     return [
         a["n_head"], a["n_head_kv"], n_embd_head, e.at(q), row_bytes(q), e.at(y), row_bytes(y),
         *e.page_addresses(a["layer"]), f32_bits(a["scale"]), f32_bits(a["softcap"]), a["window"],

@@ -41,7 +41,8 @@ from ..simd.vector import (
     sum_lanes, void, where_between,
 )  # fmt: skip
 from .layout import (
-    PAGE_SLOTS, ROW_ANCESTORS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_SLOT, ROW_VISIBLE_START, ROW_VISIBLE_STOP, ROWS,
+    PAGE_SLOTS, ROW_ANCESTORS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_SLOT, ROW_VISIBLE_START, ROW_VISIBLE_STOP,
+    ROWS,
 )  # fmt: skip
 from .rows import first_unit
 from .vector_math import exp, tanh
@@ -152,7 +153,11 @@ def _make_attend(n_head: int) -> Any:
         n_embd_head, page_bytes = load_i64(record + 32), load_i64(record + 88)
         keys = load_i64(record + 72) + 2 * PAGE_SLOTS * n_embd_head * head_kv
         values = load_i64(record + 80) + 2 * PAGE_SLOTS * n_embd_head * head_kv
-        table, stop, n_ancestor = load_i64(row + ROW_PAGES), load_i64(row + ROW_VISIBLE_STOP), load_i64(row + ROW_N_ANCESTOR)
+        table, stop, n_ancestor = (
+            load_i64(row + ROW_PAGES),
+            load_i64(row + ROW_VISIBLE_STOP),
+            load_i64(row + ROW_N_ANCESTOR),
+        )
         ancestors, total = load_i64(row + ROW_ANCESTORS), stop + n_ancestor
         start, window = load_i64(row + ROW_VISIBLE_START), load_i64(record + 112)
         if window > 0:

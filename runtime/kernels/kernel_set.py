@@ -27,7 +27,12 @@ class KernelSet:
     """
 
     def __init__(
-        self, names: Iterable[str], target: Target, *, cache: ObjectCache | None = None, on_progress: Progress | None = None
+        self,
+        names: Iterable[str],
+        target: Target,
+        *,
+        cache: ObjectCache | None = None,
+        on_progress: Progress | None = None,
     ) -> None:
         wanted = sorted({*names, *LOOP_KERNELS})
         cache = cache or ObjectCache()
@@ -42,9 +47,9 @@ class KernelSet:
         self.notices = list(cache.notices)
         self.n_compiled = len(missing)
         self._module = KernelModule(target)
-        for data in objects.values():
-            assert data is not None
-            self._module.add(data)
+        for content in objects.values():
+            assert content is not None
+            self._module.add(content)
         self._module.finalize()
 
     def address(self, name: str) -> int:
@@ -71,7 +76,14 @@ def compile_missing(names: list[str], target: Target) -> Iterable[tuple[str, byt
     # Heaviest first would be ideal; names in turn are close enough.
     shares = [names[i::n_process] for i in range(n_process)]
     children = [
-        subprocess.Popen([*command, target.name, *share], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env=environment)
+        # A session of their own: Ctrl-C reaches this process alone, which then kills them.
+        subprocess.Popen(
+            [*command, target.name, *share],
+            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )
         for share in shares
     ]
     try:

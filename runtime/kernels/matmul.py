@@ -10,7 +10,7 @@ Record words (after the two that all share; addresses are of the first row group
 =====  ===============================================================================
 2      row groups (16 rows each)
 3      column groups of 32 (quantised weights) or columns (float weights)
-4..7   parts of the matrix, in the order of ``MatmulFormat.parts``
+4..7   parts of the matrix, in the order of ``quant/pack_format.py``
 8..11  parts of a second matrix, multiplied onto the activated first (gate and up)
 12     x: activation records, or f32 rows for float weights
 13     bytes between f32 rows of x (float weights)
@@ -25,9 +25,11 @@ Record words (after the two that all share; addresses are of the first row group
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+from ...formats.ggml_types import GgmlType
+from ...quant.pack_format import PACKED_FORMATS
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.tile import RECORD_BYTES as X_BYTES
@@ -35,7 +37,8 @@ from ..simd.tile import tile_operations
 from ..simd.vector import (
     add, and_i32, as_f32, device, f32x16, int64, load_2bit, load_3bit, load_4bit, load_5bit, load_6bit, load_bf16x16,
     load_f16x16, load_f32x16, load_i8x16, load_i64, load_signed_8bit, load_table, load_u8x16, mul, or_i32, quants_t,
-    shift_left, shift_right, smaller, splat, splat_i32, stack_bytes, store_f32x16, sub, sub_i32, to_f32, void, where_less,
+    shift_left, shift_right, smaller, splat, splat_i32, stack_bytes, store_f32x16, sub, sub_i32, to_f32, void,
+    where_less,
 )  # fmt: skip
 from .layout import TOKEN_GROUP
 from .vector_math import gelu, silu
@@ -48,22 +51,6 @@ _OP = void(*[int64] * 4)
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml: kvalues_iq4nl
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, doubled
-
-
-@dataclass(frozen=True, slots=True)
-class MatmulFormat:
-    """How one packed format is multiplied: its parts, their bytes per row group and column unit, its tile."""
-
-    name: str
-    parts: tuple[str, ...]
-    part_bytes: tuple[int, ...]  # per row group and ``unit`` columns
-    unit: int  # columns: 32, 256, or 1
-    make_tile: Callable[[int], Any]
-
-    @property
-    def is_float(self) -> bool:
-        """Whether activations stay f32."""
-        return self.unit == 1
 
 
 def _tile_of_blocks(
@@ -330,30 +317,30 @@ def _quants5_k(p0, p3, block):
     return load_5bit(p0 + 256 * block, p3 + 64 * block)
 
 
-FORMATS: dict[str, MatmulFormat] = {
-    f.name: f
-    for f in (
-        MatmulFormat("Q4_0", ("q4", "d"), (256, 32), 32, _tile_of_blocks(_quants4, _d_of_part1, max_weight=15, offset=8)),
-        MatmulFormat("Q4_1", ("q4", "dm"), (256, 64), 32, _tile_of_blocks(_quants4, _dm_scale1, _dm_minimum1, max_weight=15)),
-        MatmulFormat("Q5_0", ("q4", "q1", "d"), (256, 64, 32), 32, _tile_of_blocks(_quants5, _d_of_part2, max_weight=31, offset=16)),
-        MatmulFormat("Q5_1", ("q4", "q1", "dm"), (256, 64, 64), 32, _tile_of_blocks(_quants5, _dm_scale2, _dm_minimum2, max_weight=31)),
-        MatmulFormat("Q8_0", ("q8", "d"), (512, 32), 32, _tile_of_blocks(_quants8, _d_of_part1, max_weight=None)),
-        MatmulFormat("IQ4_NL", ("q4", "d"), (256, 32), 32, _tile_of_blocks(_quants_iq4, _d_of_part1, max_weight=None)),
-        MatmulFormat("MXFP4", ("q4", "e"), (256, 16), 32, _tile_of_blocks(_quants_mxfp4, _e8m0_half, max_weight=None)),
-        MatmulFormat("Q4_K", ("q4", "dm", "s6"), (2048, 64, 192), 256, _tile_k_minimums(_quants4_k)),
-        MatmulFormat("Q5_K", ("q4", "dm", "s6", "q1"), (2048, 64, 192, 512), 256, _tile_k_minimums(_quants5_k)),
-        MatmulFormat("Q6_K", ("q4", "q2", "s8", "d"), (2048, 1024, 256, 32), 256, _tile_q6_k),
-        MatmulFormat("Q3_K", ("q2", "q1", "s6", "d"), (1024, 512, 192, 32), 256, _tile_q3_k),
-        MatmulFormat("Q2_K", ("q2", "s4", "dm"), (1024, 256, 64), 256, _tile_q2_k),
-        MatmulFormat("IQ4_XS", ("q4", "d", "s6"), (2048, 32, 96), 256, _tile_iq4_xs),
-        MatmulFormat("F16", ("w",), (32,), 1, _tile_float(load_f16x16, 32)),
-        MatmulFormat("BF16", ("w",), (32,), 1, _tile_float(load_bf16x16, 32)),
-        MatmulFormat("F32", ("w",), (64,), 1, _tile_float(load_f32x16, 64)),
-    )
-}  # fmt: skip
+# How to make a tile of each format. A tile gets the addresses of the format's parts in the order of
+# ``quant/pack_format.py``.
+TILES: dict[str, Callable[[int], Any]] = {
+    "Q4_0": _tile_of_blocks(_quants4, _d_of_part1, max_weight=15, offset=8),
+    "Q4_1": _tile_of_blocks(_quants4, _dm_scale1, _dm_minimum1, max_weight=15),
+    "Q5_0": _tile_of_blocks(_quants5, _d_of_part2, max_weight=31, offset=16),
+    "Q5_1": _tile_of_blocks(_quants5, _dm_scale2, _dm_minimum2, max_weight=31),
+    "Q8_0": _tile_of_blocks(_quants8, _d_of_part1, max_weight=None),
+    "IQ4_NL": _tile_of_blocks(_quants_iq4, _d_of_part1, max_weight=None),
+    "MXFP4": _tile_of_blocks(_quants_mxfp4, _e8m0_half, max_weight=None),
+    "Q4_K": _tile_k_minimums(_quants4_k),
+    "Q5_K": _tile_k_minimums(_quants5_k),
+    "Q6_K": _tile_q6_k,
+    "Q3_K": _tile_q3_k,
+    "Q2_K": _tile_q2_k,
+    "IQ4_XS": _tile_iq4_xs,
+    "F16": _tile_float(load_f16x16, 32),
+    "BF16": _tile_float(load_bf16x16, 32),
+    "F32": _tile_float(load_f32x16, 64),
+}
+FLOAT_FORMATS = ("F16", "BF16", "F32")
 
 
-def _make_tiles(make_tile: Callable[[int], Any], widths: tuple[int, ...], is_float: bool) -> Any:
+def _make_tiles(make_tile: Callable[[int], Any], widths: tuple[int, ...]) -> Any:
     """Return a function that covers ``n_tok`` tokens with tiles of these widths, widest first."""
     rest = None
     for width in sorted(widths):
@@ -410,11 +397,13 @@ def _finish(record, scratch, tok, n_tok, row_group):
 
 def matmul_kernel(name: str, target: Target) -> Kernel:
     """Return the matmul kernel of a packed format for a target."""
-    fmt = FORMATS[name]
-    tiles = _make_tiles(fmt.make_tile, target.widths, fmt.is_float)
-    bytes_0, bytes_1, bytes_2, bytes_3 = (*fmt.part_bytes, 0, 0, 0)[:4]
-    groups_per_unit = max(1, fmt.unit // 32)
-    is_float = fmt.is_float
+    packed = PACKED_FORMATS[GgmlType[name]]
+    tiles = _make_tiles(TILES[name], target.widths)
+    is_float = name in FLOAT_FORMATS
+    unit = max(part.n_unit for part in packed.parts)  # columns: 1, 32 or 256
+    part_bytes = [part.dtype.itemsize * prod(part.tail) * (unit // part.n_unit) for part in packed.parts]
+    bytes_0, bytes_1, bytes_2, bytes_3 = [*part_bytes, 0, 0, 0][:4]  # of a row group and ``unit`` columns
+    groups_per_unit = max(1, unit // 32)
 
     def matmul(record, batch, worker, n_worker):
         n_tok = load_i64(batch + load_i64(record + 8))

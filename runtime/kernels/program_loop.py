@@ -17,9 +17,9 @@ from ..simd.vector import (
     atomic_add, atomic_load, atomic_store, call_address, call_kernel, device, int64, load_i64, pause, void,
 )  # fmt: skip
 from .layout import (
-    ARRIVED, BARRIER_WORD, BASE, BATCH, EPOCH, N_OP, N_WORKER, PROGRAM, RECORD_BYTES, SPIN_BARRIER, SPIN_IDLE, STOP, YIELD,
+    ARRIVED, BARRIER_WORD, BASE, BATCH, EPOCH, N_OP, N_WORKER, PROGRAM, RECORD_BYTES, SPIN_BARRIER, SPIN_IDLE, STOP,
+    YIELD,
 )  # fmt: skip
-
 
 
 @device(void(int64, int64))

@@ -5,7 +5,8 @@ Record words after the two that all share:
 ============  ====================================================================================
 rms_norm      2 columns of a group, 3 groups of a row, 4 x, 5 row bytes of x, 6 y, 7 row bytes of y,
               8 weight (padded, the same for every group), 9 epsilon (f32 bits in the low half)
-add           2 columns, 3 x, 4 row bytes of x, 5 other, 6 row bytes of other (0: one row for all), 7 y, 8 row bytes of y
+add           2 columns, 3 x, 4 row bytes of x, 5 other, 6 row bytes of other (0: one row for all), 7 y,
+              8 row bytes of y
 glu           2 columns, 3 gate, 4 row bytes of gate, 5 up, 6 row bytes of up, 7 y, 8 row bytes of y, 9 1 silu or 2 gelu
 softcap       2 columns, 3 x (in place), 4 row bytes of x, 5 cap (f32 bits)
 scale         2 columns, 3 x (in place), 4 row bytes of x, 5 factor (f32 bits)

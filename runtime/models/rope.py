@@ -21,7 +21,10 @@ YARN_BETA_FAST, YARN_BETA_SLOW = 32.0, 1.0  # defaults of the paper (arXiv 2309.
 def frequencies(theta: float, n_rot: int) -> list[Decimal]:
     """Return ``theta ** (-2 i / n_rot)`` for i < n_rot / 2."""
     log = _CONTEXT.ln(Decimal(theta))
-    return [_CONTEXT.exp(_CONTEXT.divide(_CONTEXT.multiply(log, Decimal(-2 * i)), Decimal(n_rot))) for i in range(n_rot // 2)]
+    return [
+        _CONTEXT.exp(_CONTEXT.divide(_CONTEXT.multiply(log, Decimal(-2 * i)), Decimal(n_rot)))
+        for i in range(n_rot // 2)
+    ]
 
 
 def read_rope(meta: Metadata, weights: WeightSource, *, n_embd_head: int, n_ctx: int | None, is_neox: bool) -> Rope:

@@ -21,7 +21,7 @@ from numba.core import cgutils, compiler, types
 from numba.core.codegen import Codegen, CodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
-from numba.core.runtime import rtsys
+from numba.core.runtime.nrt import rtsys
 
 from .isa import Target
 from .object_file import symbols
@@ -39,7 +39,7 @@ class Kernel:
     function: Callable[..., Any]
 
 
-class _TextLibrary(CodeLibrary):  # type: ignore[misc]
+class _TextLibrary(CodeLibrary):
     """Collects LLVM text; no optimisation and no execution engine sees it."""
 
     def __init__(self, codegen: Any, name: str) -> None:
@@ -80,7 +80,7 @@ class _TextLibrary(CodeLibrary):  # type: ignore[misc]
     get_asm_str = get_llvm_str
 
 
-class _TargetCodegen(Codegen):  # type: ignore[misc]
+class _TargetCodegen(Codegen):
     _library_class = _TextLibrary
 
     def __init__(self, target: Target) -> None:
@@ -97,7 +97,7 @@ class _TargetCodegen(Codegen):  # type: ignore[misc]
         return module
 
     def _add_module(self, module: Any) -> None:
-        raise AssertionError("nothing is executed at compile time")
+        raise AssertionError(f"{module}: nothing is executed at compile time")
 
     def set_env(self, name: str, env: Any) -> None:
         pass
@@ -108,7 +108,7 @@ class _TargetCodegen(Codegen):  # type: ignore[misc]
 
 def kernel_flags() -> Any:
     """Return Numba's flags for code that allocates nothing, raises nothing and calls nothing."""
-    flags = compiler.Flags()
+    flags: Any = compiler.Flags()
     flags.no_compile = flags.no_cpython_wrapper = flags.no_cfunc_wrapper = True
     flags.enable_pyobject = flags.enable_looplift = flags.nrt = flags.boundscheck = flags.debuginfo = False
     flags.error_model = "numpy"

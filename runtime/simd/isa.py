@@ -117,7 +117,10 @@ def _sysctl_features() -> frozenset[str]:
     found = {"dotprod", "lse"}  # every Apple-Silicon Mac has them
     for name, key in (("i8mm", b"hw.optional.arm.FEAT_I8MM"), ("bf16", b"hw.optional.arm.FEAT_BF16")):
         value, size = ctypes.c_int(0), ctypes.c_size_t(4)
-        if libc.sysctlbyname(key, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0 and value.value:
+        if (
+            libc.sysctlbyname(key, ctypes.byref(value), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0
+            and value.value
+        ):
             found.add(name)
     return frozenset(found)
 
@@ -164,4 +167,6 @@ def check_cpu() -> None:
                 break
     missing = {"ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"} - flags
     if flags and missing:
-        raise ConfigError(f"this CPU lacks {', '.join(sorted(missing))}: llmrun needs at least x86-64-v2 (2009 or later)")
+        raise ConfigError(
+            f"this CPU lacks {', '.join(sorted(missing))}: llmrun needs at least x86-64-v2 (2009 or later)"
+        )

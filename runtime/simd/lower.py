@@ -79,10 +79,9 @@ class Lowering:
 
     def by_parts(self, n_part: int, function: Callable[..., ir.Value], *values: ir.Value) -> ir.Value:
         """Apply a function to ``n_part`` equal pieces of the vectors and join the results."""
-        pieces = []
-        for i in range(n_part):
-            pieces.append(function(*(self.part(v, i, v.type.count // n_part) for v in values)))
-        return self.concat(pieces)
+        return self.concat(
+            [function(*(self.part(v, i, v.type.count // n_part) for v in values)) for i in range(n_part)]
+        )
 
     def call(self, name: str, result: ir.Type, *args: ir.Value) -> ir.Value:
         """Call an LLVM intrinsic."""
@@ -215,7 +214,9 @@ class Lowering:
             return self.call("llvm.x86.avx512.vpdpbusd.512", I32X16, total, w, x)
         if dot == "vnni256":
             kind = ir.VectorType(I32, 8)
-            return self.by_parts(2, lambda t, a, v: self.call("llvm.x86.avx512.vpdpbusd.256", kind, t, a, v), total, w, x)
+            return self.by_parts(
+                2, lambda t, a, v: self.call("llvm.x86.avx512.vpdpbusd.256", kind, t, a, v), total, w, x
+            )
         if dot == "sdot":
             kind = ir.VectorType(I32, 4)
             name = "llvm.aarch64.neon.sdot.v4i32.v16i8"

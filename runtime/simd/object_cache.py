@@ -1,5 +1,10 @@
 """Where compiled kernels lie: beside the package (wheels), in the user's cache folder, or nowhere.
 
+A wheel carries objects under ``runtime/objects/<fingerprint>/<target>/<kernel>.o`` and a stamp file that
+says the fingerprint, so that a start hashes no sources. An object needs nothing of the compiler that made
+it: shipped ones are looked up by the sources alone, whatever versions are installed. What is compiled here
+is kept by sources and compilers.
+
 Nothing about the cache may stop the program. A folder that cannot be used is passed over for the next
 one (cache folder, temporary folder, memory only) and the reason is kept in ``notices``, once. A file
 that is truncated, foreign or stale is treated as missing. Because the files are machine code, a folder
@@ -14,35 +19,57 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 MAGIC = b"llmrun-object-1\n"
 KEEP_FINGERPRINTS = 3  # older builds of the kernels are deleted
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = _PACKAGE / "objects"  # filled when a wheel is built
+STAMP = "stamp"  # a file beside the fingerprints' folders
+# What kernels are made from, as (folder beside this package's, pattern) ...
+_SOURCES = (
+    ("runtime/kernels", "*.py"), ("runtime/simd", "*.py"),
+    ("quant", "twin_*.py"), ("quant", "tables.py"), ("quant", "iq_grids.py"), ("quant", "floats.py"),
+)  # fmt: skip
+# ... but for modules that only load, check or store them.
+_NOT_SOURCES = {"reference.py", "kernel_set.py", "object_cache.py", "loader.py", "build_objects.py"}
 
 
 def source_fingerprint() -> str:
-    """Return a hash of every source that kernels are made from, and of the compilers' versions."""
-    from importlib.metadata import version
-
+    """Return a hash of every source that kernels are made from: the stamp's, or worked out (1 ms)."""
+    with contextlib.suppress(OSError, UnicodeError):
+        stamp = (SHIPPED / STAMP).read_text(encoding="ascii").split()
+        if stamp and re.fullmatch("[0-9a-f]{16}", stamp[0]):
+            return stamp[0]
     digest = hashlib.sha256()
-    for package in ("numba", "llvmlite"):
-        digest.update(f"{package} {version(package)}\n".encode())
-    for path in _sources():
+    for path in fingerprint_sources():
         digest.update(f"{path.parent.name}/{path.name}\n".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _sources() -> Iterator[Path]:
-    quant = _PACKAGE.parent / "quant"
-    for folder, pattern in ((_PACKAGE / "kernels", "*.py"), (_PACKAGE / "simd", "*.py"), (quant, "twin_*.py")):
-        yield from sorted(folder.glob(pattern))
+def compiler_fingerprint() -> str:
+    """Return a hash of the compilers' versions; imports neither (importlib.metadata alone takes 40 ms)."""
+    digest = hashlib.sha256()
+    for package in ("numba", "llvmlite"):
+        spec = find_spec(package)
+        if spec is not None and spec.origin is not None:
+            with contextlib.suppress(OSError):
+                digest.update((Path(spec.origin).parent / "_version.py").read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def fingerprint_sources() -> Iterator[Path]:
+    """Yield the source files of ``source_fingerprint``."""
+    for folder, pattern in _SOURCES:
+        paths = sorted((_PACKAGE.parent / folder).glob(pattern))
+        yield from (path for path in paths if path.name not in _NOT_SOURCES)
 
 
 class ObjectCache:
@@ -66,12 +93,10 @@ class ObjectCache:
         """Return a sound object, or None."""
         if (target, kernel) in self._memory:
             return self._memory[target, kernel]
-        for folder in (SHIPPED / self.fingerprint, self.folder):
-            if folder is not None:
-                data = _read(folder / target / f"{kernel}.o")
-                if data is not None:
-                    return data
-        return None
+        data = read_object(SHIPPED / self.fingerprint / target / f"{kernel}.o")
+        if data is None and self.folder is not None:  # a wheel that has all it needs makes no cache folder
+            data = read_object(self.folder / target / f"{kernel}.o")
+        return data
 
     def put(self, target: str, kernel: str, data: bytes) -> None:
         """Keep an object, on disk if that is possible."""
@@ -104,7 +129,7 @@ class ObjectCache:
                 raise OSError("belongs to another user")
             if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                 raise OSError("other users can write to it")
-        folder = base / self.fingerprint
+        folder = base / f"{self.fingerprint}-{compiler_fingerprint()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.write_bytes(MAGIC)
@@ -136,7 +161,8 @@ def _prune(base: Path, current: Path) -> None:
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def _read(path: Path) -> bytes | None:
+def read_object(path: Path) -> bytes | None:
+    """Return a file's object; None when the file is missing, truncated or something else."""
     try:
         content = path.read_bytes()
     except OSError:
