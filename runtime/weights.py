@@ -134,14 +134,20 @@ class GgufWeights:
             if self._n_thread == 1 or len(starts) < 2:
                 pack_rows(tensor, data, 0, tensor.n_rowgroup)
             else:
-                with ThreadPoolExecutor(self._n_thread) as pool:
-                    stops = (min(start + PACK_GROUPS, tensor.n_rowgroup) for start in starts)
-                    jobs = [pool.submit(pack_rows, tensor, data, a, b) for a, b in zip(starts, stops, strict=True)]
-                    for job in jobs:
-                        job.result()
+                self._pack_with_threads(tensor, data, starts)
             self._file.release(info)
             self._packed[weight] = tensor
         return self._packed[weight]
+
+    def _pack_with_threads(self, tensor: PackedTensor, data: NDArray[np.uint8], starts: range) -> None:
+        pool = ThreadPoolExecutor(self._n_thread)
+        try:
+            stops = (min(start + PACK_GROUPS, tensor.n_rowgroup) for start in starts)
+            jobs = [pool.submit(pack_rows, tensor, data, a, b) for a, b in zip(starts, stops, strict=True)]
+            for job in jobs:
+                job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
 
     def values(self, weight: Weight) -> F32:
         """Return a vector as f32, padded with zeros to a multiple of 32."""
