@@ -88,7 +88,7 @@ def chat(
 
 
 def _talk_in_terminal(talk: Chat, screen: PlainScreen | TerminalScreen) -> None:
-    from .line_input import terminal_reader
+    from .line_input import terminal_reader, without_echo
 
     read = terminal_reader(screen.notice)
     while True:
@@ -96,7 +96,8 @@ def _talk_in_terminal(talk: Chat, screen: PlainScreen | TerminalScreen) -> None:
             line = read()
         except EOFError:
             return
-        talk.take(line)
+        with without_echo():
+            talk.take(line)
 
 
 def _answer_pipe(talk: Chat) -> None:

@@ -181,13 +181,12 @@ class Chat:
             self.screen.notice("stopped before the answer began; the question is not kept")
             return None
         stats = self._session.stats
-        n_used = len(ids) + n_generated
-        line = stats_line(stats, n_used=n_used, n_ctx=n_ctx)
-        self.screen.stats(f"{line} · stopped" if is_stopped else line)
         if stats.finish_reason == "length" and (params.max_tokens is None or n_generated < params.max_tokens):
             self.screen.notice(f"the context of {n_ctx} tokens is full: /undo drops the last turn, /clear all of them")
         elif stats.finish_reason == "length":
             self.screen.notice(f"stopped at the limit of {params.max_tokens} tokens (-n, /set predict)")
+        line = stats_line(stats, n_used=len(ids) + n_generated, n_ctx=n_ctx)
+        self.screen.stats(f"{line} · stopped" if is_stopped else line)
         return text
 
     def _show(self, parts: list[tuple[str, bool]]) -> None:

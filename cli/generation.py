@@ -160,12 +160,10 @@ def generate(session: Session, ids: list[int], params: GenerationParams) -> Gene
 
 def stats_line(stats: GenerationStats, *, n_used: int, n_ctx: int) -> str:
     """Return the one line about an answer: speeds, time to first token, context used."""
-    parts = []
-    n_computed = stats.n_prompt - stats.n_cached
-    cached = f", {stats.n_cached} cached" if stats.n_cached else ""
-    parts.append(f"prefill {stats.prefill_tps:.1f} tok/s ({n_computed} tokens{cached})")
+    cached = f" + {stats.n_cached} cached" if stats.n_cached else ""
+    parts = [f"prefill {stats.prefill_tps:.1f} tok/s ({stats.n_prompt - stats.n_cached}{cached})"]
     if stats.n_generated > 1:
-        parts.append(f"decode {stats.decode_tps:.1f} tok/s ({stats.n_generated} tokens)")
+        parts.append(f"decode {stats.decode_tps:.1f} tok/s ({stats.n_generated})")
     parts.append(f"first token {stats.first_token_s:.2f} s")
     parts.append(f"context {n_used}/{n_ctx}")
     return " · ".join(parts)

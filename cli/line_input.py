@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,25 @@ def finished(text: str) -> str:
     if text.startswith(QUOTES):
         return text.removeprefix(QUOTES).rstrip().removesuffix(QUOTES).strip("\n")
     return text
+
+
+@contextlib.contextmanager
+def without_echo() -> Iterator[None]:
+    """Keep what is typed meanwhile out of the answer on the screen; the next prompt shows it."""
+    try:
+        import termios
+
+        descriptor = sys.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+        quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, quiet)
+    except (ImportError, OSError, termios.error):  # Windows, or no terminal after all
+        yield
+        return
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
 def terminal_reader(notice: Callable[[str], None]) -> Callable[[], str]:
@@ -98,6 +118,7 @@ def _keys() -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("enter")
+    @keys.add("c-j")  # what Enter becomes when it is typed while an answer is still running
     def _enter(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.complete_state is not None and buffer.complete_state.current_completion is not None:
@@ -111,7 +132,6 @@ def _keys() -> KeyBindings:
             buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
-    @keys.add("c-j")
     def _new_line(event: KeyPressEvent) -> None:
         event.current_buffer.newline(copy_margin=False)
 

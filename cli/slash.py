@@ -132,8 +132,8 @@ def _show(chat: Chat, argument: str) -> None:
     }
     if argument and argument not in sections:
         raise ConfigError(f"/show {argument}: expected one of {', '.join(sections)}")
-    for name in [argument] if argument else ["model", "settings", "system"]:
-        chat.screen.rows(sections[name]())
+    names = [argument] if argument else ["model", "settings", "system"]
+    chat.screen.rows([row for name in names for row in sections[name]()])
 
 
 def _save(chat: Chat, argument: str) -> None:

@@ -138,12 +138,12 @@ def test_answer_that_fills_the_context_is_kept_and_explained(cli, engine, model)
     engine.replies = ["x" * 100]
     result = cli("chat", model, "-c", "40", stdin="a\n")
     assert 0 < len(result.out.strip()) < 100
-    assert "the context of 40 tokens is full" in result.lines[-1]
+    assert "the context of 40 tokens is full" in result.lines[-2]
 
 
 def test_limit_of_tokens_is_explained(cli, engine, model):
     engine.replies = ["x" * 100]
-    assert cli("chat", model, "-n", "4", stdin="a\n").lines[-1].startswith("stopped at the limit of 4 tokens")
+    assert cli("chat", model, "-n", "4", stdin="a\n").lines[-2].startswith("stopped at the limit of 4 tokens")
 
 
 def test_thinking_leaves_the_history_where_the_template_drops_it(cli, engine, model):

@@ -99,6 +99,7 @@ def test_model_name_cannot_draw(cli, engine, model, typed):
         ('"""one\rtwo"""\r', "one\ntwo"),
         ("\x1b[200~one\ntwo\x1b[201~\r", "one\ntwo"),  # a paste of two lines is one message
         ("one\x1b\rtwo\r", "one\ntwo"),
+        ("typed ahead\n", "typed ahead"),
         ("wrong\x03right\r", "right"),  # Ctrl-C clears what is typed
     ],
 )

@@ -16,7 +16,7 @@ def test_answer_alone_is_on_stdout(cli, engine, model):
     assert engine.prompts == ["<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"]
     n_prompt = len(engine.prompt_ids[0])
     assert result.err == (
-        f"prefill {10 * n_prompt:.1f} tok/s ({n_prompt} tokens) · decode 93.8 tok/s (16 tokens)"
+        f"prefill {10 * n_prompt:.1f} tok/s ({n_prompt}) · decode 93.8 tok/s (16)"
         f" · first token 0.20 s · context {n_prompt + 16}/2048\n"
     )
 
