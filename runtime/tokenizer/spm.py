@@ -1,9 +1,9 @@
 """SentencePiece vocabularies of the byte-pair kind (Llama 2, Mistral, Gemma): merges by score.
 
 Two neighbours merge when their texts joined are a token; the highest score goes first. What is no token at
-the end is spelled with byte tokens. This is written out, as it is in llama.cpp: the sentencepiece
-library on a model rebuilt from the same pieces gives other ids for text that spells a piece it leaves out
-(byte, unused and unknown tokens) and for spaces that are user-defined pieces. The tests keep it as an oracle.
+the end is spelled with byte tokens. The sentencepiece library on a model rebuilt from the same pieces gives the
+same ids for valid text (the tests keep it as an oracle), but not for bytes that are not UTF-8, which it
+replaces, and it refuses vocabularies with two unknown tokens (Phi-3). So the merges are written out here.
 
 Source: llama.cpp src/llama-vocab.cpp (`llm_tokenizer_spm_session`).
 """
