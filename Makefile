@@ -42,11 +42,11 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) </dev/null >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip $(VENV) </dev/null >&2
 
 $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
-	@echo "installing llmrun and what it needs into $(VENV)" >&2
+	@echo "installing llmrun and what it needs into $(VENV): a minute or two" >&2
 	@$(PIP) --editable . </dev/null >&2
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
-	@echo "installing llmrun, what it needs and the development tools into $(VENV)" >&2
+	@echo "installing llmrun, what it needs and the development tools into $(VENV): a minute or two" >&2
 	@$(PIP) --editable ".[dev]" </dev/null >&2
 	@touch $@ $(VENV)/installed

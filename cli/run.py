@@ -91,7 +91,7 @@ def run(
         if sampling.seed < 0 and not as_json:
             notices.append(f"seed {seed}")
         for notice in notices:
-            print(styled(escaped(notice), "dim", sys.stderr), file=sys.stderr)
+            _remark(notice)
         session = engine.session()
         try:
             tokens = _print_tokens(generate(session, ids, params), silent=as_json)
@@ -103,8 +103,10 @@ def run(
             _print_json(engine, tokens, seed, stats.finish_reason, timings(stats), with_logprobs=logprobs > 0)
         else:
             _end_line(as_json)
+            if stats.finish_reason == "length" and params.max_tokens is None:
+                _remark(f"stopped: the context of {engine.n_ctx} tokens is full")
             line = stats_line(stats, n_used=len(session.tokens), n_ctx=engine.n_ctx)
-            print(styled(line, "dim", sys.stderr), file=sys.stderr)
+            _remark(line)
 
 
 def _chat_ids(engine: Engine, text: str, system_prompt: str | None, kwargs: dict[str, Any]) -> list[int]:
@@ -126,6 +128,10 @@ def _print_tokens(tokens: Any, *, silent: bool) -> list[GeneratedToken]:
     return seen
 
 
+def _remark(text: str) -> None:
+    print(styled(escaped(text), "dim", sys.stderr), file=sys.stderr)
+
+
 def _end_line(silent: bool) -> None:
     if not silent:
         sys.stdout.write("\n")
@@ -143,7 +149,7 @@ def _print_json(
 ) -> None:
     report: dict[str, Any] = {
         "text": "".join(token.text for token in tokens),
-        "token_ids": [token.token_id for token in tokens],
+        "token_ids": [token.token_id for token in tokens if token.token_id >= 0],  # -1: text that was held back
         "finish_reason": finish_reason,
         "seed": seed,
         "model": engine.info.path.name,
@@ -157,5 +163,6 @@ def _print_json(
                 for token_id, logprob in token.logprobs or ()
             ]
             for token in tokens
+            if token.token_id >= 0
         ]
     print(json.dumps(report, ensure_ascii=False))

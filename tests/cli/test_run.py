@@ -93,6 +93,13 @@ def test_length_is_the_finish_reason_at_the_end_of_the_context(cli, engine, mode
     assert (record["finish_reason"], record["text"]) == ("length", "x" * 8)
 
 
+def test_full_context_is_said(cli, engine, model):
+    engine.replies = ["x" * 100]
+    result = cli("run", model, "-p", "hi", "--raw", "-c", "10")
+    assert (result.code, result.out) == (0, "x" * 8 + "\n")
+    assert "stopped: the context of 10 tokens is full" in result.lines
+
+
 def test_options_reach_the_engine(cli, engine, model):
     engine.replies = ["ok"]
     flags = "-n 5 -c 99 -t 3 -ub 64 --seed 11 --temp 0.1 --top-k 3 --top-p 0.5 --min-p 0.2 --typical 0.9 --top-nsigma 2"
