@@ -6,11 +6,11 @@ values so that 16 components are:
     keys    f16 [page][n_head_kv][PAGE_SLOTS / 16][n_embd_head][16 slots]
     values  f16 [page][n_head_kv][PAGE_SLOTS][n_embd_head]
 
-Each query row is worked out by itself, page by page in ascending order: scores, running maximum,
-sum and weighted values (online softmax), in segments of ``SEGMENT_PAGES`` pages that are merged in
-order. So neither the other rows of a batch nor the number of threads can change a bit, and a later
-split of the segments over threads would not either. Query heads that share a key head are columns
-of one tile.
+Query heads that share a key head are columns of one tile, and so are neighbouring rows of one sequence, up
+to sixteen columns; a page is read once for all of them. Each column is worked out by itself, page by page
+in ascending order: scores, running maximum, sum and weighted values (online softmax), in segments of
+``SEGMENT_PAGES`` pages that are merged in order. A page that a column does not see leaves its numbers as
+they are. So neither the other columns, nor the batch, nor the number of threads can change a bit.
 
 Slots that a row sees: ``start <= slot < stop``, then its list of ancestors, counted on as if they lay
 in the slots that follow; a branch of a tree of drafts therefore gives the bits of a plain sequence.
@@ -37,8 +37,8 @@ from ..simd.isa import Target
 from ..simd.tile import tile_operations
 from ..simd.vector import (
     add, broadcast_f32, device, div, fma, int64, larger, load_f16x16, load_f32, load_f32x16, load_i64, max_lanes,
-    maximum, mul, smaller, splat, stack_bytes, store_f16x16, store_f32, store_f32x16, store_halves_strided, sub,
-    sum_lanes, void, where_between,
+    maximum, mul, smaller, splat, stack_bytes, store_f16x16, store_f32, store_f32x16, store_halves_strided,
+    store_i64, sub, sum_lanes, void, where_between,
 )  # fmt: skip
 from .layout import (
     PAGE_SLOTS, ROW_ANCESTORS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_SLOT, ROW_VISIBLE_START, ROW_VISIBLE_STOP,
@@ -49,22 +49,27 @@ from .vector_math import exp, tanh
 
 SEGMENT_PAGES = 8
 MAX_EMBD_HEAD = 512  # sizes the scratch below
-WIDTHS = (4, 2, 1)  # query heads of one tile
+MAX_COLUMN = 16
 
 _OP = void(*[int64] * 4)
 _TILES = PAGE_SLOTS // 16
+# The maximum before anything is seen: finite, so that a page without visible slots gives exp(0) and exp(-inf).
+NOTHING_SEEN = np.float32(np.finfo(np.float32).min)
 _ZERO, _ONE, _MINUS_INFINITY = np.float32(0), np.float32(1), np.float32(-np.inf)
 
-# Scratch of one tile of query heads: scores [tile][head][16], one ancestor's tile [head][16], then
-# maximum, sum, factor [head][16] of the segment and of the total, then weighted values of both.
-_SCORES = 0
-_ANCESTOR = _SCORES + 4 * PAGE_SLOTS * WIDTHS[0]
-_STATS = _ANCESTOR + 64 * WIDTHS[0]
-_MAXIMUM, _SUM, _FACTOR = _STATS, _STATS + 64 * WIDTHS[0], _STATS + 128 * WIDTHS[0]
-_TOTAL_MAXIMUM, _TOTAL_SUM = _STATS + 192 * WIDTHS[0], _STATS + 256 * WIDTHS[0]
-_VALUES = _STATS + 320 * WIDTHS[0]
-_TOTAL_VALUES = _VALUES + 4 * MAX_EMBD_HEAD * WIDTHS[0]
-_scratch = stack_bytes(_TOTAL_VALUES + 4 * MAX_EMBD_HEAD * WIDTHS[0])
+# Scratch of one tile, bytes: queries [column][n_embd_head], scores [tile][column][16], one ancestor's tile
+# [column][16], visible start and stop [column] (int64), maximum, sum and factor of the segment and maximum
+# and sum of the total [column][16], weighted values of both [n_embd_head / 16][column][16].
+_QUERIES = 0
+_SCORES = _QUERIES + 4 * MAX_EMBD_HEAD * MAX_COLUMN
+_ANCESTOR = _SCORES + 4 * PAGE_SLOTS * MAX_COLUMN
+_RANGES = _ANCESTOR + 64 * MAX_COLUMN
+_MAXIMUM = _RANGES + 16 * MAX_COLUMN
+_SUM, _FACTOR = _MAXIMUM + 64 * MAX_COLUMN, _MAXIMUM + 128 * MAX_COLUMN
+_TOTAL_MAXIMUM, _TOTAL_SUM = _MAXIMUM + 192 * MAX_COLUMN, _MAXIMUM + 256 * MAX_COLUMN
+_VALUES = _MAXIMUM + 320 * MAX_COLUMN
+_TOTAL_VALUES = _VALUES + 4 * MAX_EMBD_HEAD * MAX_COLUMN
+_scratch = stack_bytes(_TOTAL_VALUES + 4 * MAX_EMBD_HEAD * MAX_COLUMN)
 
 
 def _kv_store(record, batch, worker, n_worker):
@@ -88,86 +93,85 @@ def _kv_store(record, batch, worker, n_worker):
             store_f16x16(values + 2 * i, load_f32x16(v + 4 * i))
 
 
-def _make_attend(n_head: int) -> Any:
-    """Return the attention of ``n_head`` query heads (columns) of one row to one key head."""
-    ops = tile_operations(n_head)
-    zeros, add_column, store, load, scale_by = ops.zeros, ops.add_column, ops.store, ops.load, ops.scale_by
-    score_step = 64 * n_head  # bytes between the scores of 16 slots
+@device(void(int64, int64, int64, int64), is_inlined=False)
+def _softmax_page(scratch, record, page_start, n_column):
+    """Turn a page's raw scores into weights; update maximum, sum and the factor for what came before."""
+    score_step = 64 * n_column
+    scale, cap = broadcast_f32(record + 96), broadcast_f32(record + 104)
+    has_cap = load_f32(record + 104) != _ZERO
+    for c in range(n_column):
+        scores = scratch + _SCORES + 64 * c
+        start, stop = load_i64(scratch + _RANGES + 16 * c), load_i64(scratch + _RANGES + 16 * c + 8)
+        largest = splat(_MINUS_INFINITY)
+        for tile in range(_TILES):
+            score = mul(load_f32x16(scores + score_step * tile), scale)
+            if has_cap:
+                score = mul(cap, tanh(div(score, cap)))
+            score = where_between(page_start + 16 * tile, start, stop, score, splat(_MINUS_INFINITY))
+            store_f32x16(scores + score_step * tile, score)
+            largest = maximum(score, largest)
+        before = load_f32x16(scratch + _MAXIMUM + 64 * c)
+        now = maximum(splat(max_lanes(largest)), before)
+        factor = exp(sub(before, now))
+        total = splat(_ZERO)
+        for tile in range(_TILES):
+            weight = exp(sub(load_f32x16(scores + score_step * tile), now))
+            store_f32x16(scores + score_step * tile, weight)
+            total = add(total, weight)
+        sums = scratch + _SUM + 64 * c
+        store_f32x16(sums, fma(load_f32x16(sums), factor, splat(sum_lanes(total))))
+        store_f32x16(scratch + _MAXIMUM + 64 * c, now)
+        store_f32x16(scratch + _FACTOR + 64 * c, factor)
 
-    @device(void(int64, int64, int64, int64, int64))
-    def score_tile(keys, n_embd_head, q, q_step, out):
+
+@device(void(int64, int64, int64), is_inlined=False)
+def _merge_segment(scratch, n_embd_head, n_column):
+    """Add the finished segment to the total, and start the next one empty."""
+    for c in range(n_column):
+        total_maximum, maximum_ = scratch + _TOTAL_MAXIMUM + 64 * c, scratch + _MAXIMUM + 64 * c
+        total_sum, sum_ = scratch + _TOTAL_SUM + 64 * c, scratch + _SUM + 64 * c
+        before, segment = load_f32x16(total_maximum), load_f32x16(maximum_)
+        now = maximum(segment, before)
+        old, new = exp(sub(before, now)), exp(sub(segment, now))
+        store_f32x16(total_maximum, now)
+        store_f32x16(total_sum, fma(load_f32x16(total_sum), old, mul(load_f32x16(sum_), new)))
+        store_f32x16(maximum_, splat(NOTHING_SEEN))
+        store_f32x16(sum_, splat(_ZERO))
+        for i in range(0, n_embd_head, 16):
+            values = scratch + _VALUES + 64 * (i // 16 * n_column + c)
+            totals = values + (_TOTAL_VALUES - _VALUES)
+            store_f32x16(totals, fma(load_f32x16(totals), old, mul(load_f32x16(values), new)))
+            store_f32x16(values, splat(_ZERO))
+
+
+def _make_attend(n_column: int) -> Any:
+    """Return the attention of ``n_column`` columns of one sequence to one key head."""
+    ops = tile_operations(n_column)
+    zeros, add_column, store, load, scale_by = ops.zeros, ops.add_column, ops.store, ops.load, ops.scale_by
+    score_step = 64 * n_column  # bytes between the scores of 16 slots
+
+    @device(void(int64, int64, int64, int64))
+    def score_tile(keys, n_embd_head, queries, out):
         acc = zeros()
         for i in range(n_embd_head):
-            acc = add_column(acc, load_f16x16(keys + 32 * i), q + 4 * i, q_step)
+            acc = add_column(acc, load_f16x16(keys + 32 * i), queries + 4 * i, 4 * n_embd_head)
         store(out, acc)
 
-    @device(void(int64, int64, int64, int64, int64))
-    def softmax_page(scratch, record, page_start, start, stop):
-        """Turn a page's raw scores into weights; update maximum, sum and the factor for what came before."""
-        scale, cap = broadcast_f32(record + 96), broadcast_f32(record + 104)
-        has_cap = load_f32(record + 104) != _ZERO
-        for c in range(n_head):
-            scores = scratch + _SCORES + 64 * c
-            largest = splat(_MINUS_INFINITY)
-            for tile in range(_TILES):
-                score = mul(load_f32x16(scores + score_step * tile), scale)
-                if has_cap:
-                    score = mul(cap, tanh(div(score, cap)))
-                score = where_between(page_start + 16 * tile, start, stop, score, splat(_MINUS_INFINITY))
-                store_f32x16(scores + score_step * tile, score)
-                largest = maximum(score, largest)
-            before = load_f32x16(scratch + _MAXIMUM + 64 * c)
-            now = maximum(splat(max_lanes(largest)), before)
-            factor = exp(sub(before, now))
-            total = splat(_ZERO)
-            for tile in range(_TILES):
-                weight = exp(sub(load_f32x16(scores + score_step * tile), now))
-                store_f32x16(scores + score_step * tile, weight)
-                total = add(total, weight)
-            sums = scratch + _SUM + 64 * c
-            store_f32x16(sums, fma(load_f32x16(sums), factor, splat(sum_lanes(total))))
-            store_f32x16(scratch + _MAXIMUM + 64 * c, now)
-            store_f32x16(scratch + _FACTOR + 64 * c, factor)
-
-    @device(void(int64, int64))
-    def merge_segment(scratch, n_embd_head):
-        """Add the finished segment to the total, and start the next one empty."""
-        for c in range(n_head):
-            total_maximum, maximum_ = scratch + _TOTAL_MAXIMUM + 64 * c, scratch + _MAXIMUM + 64 * c
-            total_sum, sum_ = scratch + _TOTAL_SUM + 64 * c, scratch + _SUM + 64 * c
-            before, segment = load_f32x16(total_maximum), load_f32x16(maximum_)
-            now = maximum(segment, before)
-            old, new = exp(sub(before, now)), exp(sub(segment, now))
-            store_f32x16(total_maximum, now)
-            store_f32x16(total_sum, fma(load_f32x16(total_sum), old, mul(load_f32x16(sum_), new)))
-            store_f32x16(maximum_, splat(_MINUS_INFINITY))
-            store_f32x16(sum_, splat(_ZERO))
-            for i in range(0, n_embd_head, 16):
-                values = scratch + _VALUES + 64 * (i // 16 * n_head + c)
-                totals = values + (_TOTAL_VALUES - _VALUES)
-                store_f32x16(totals, fma(load_f32x16(totals), old, mul(load_f32x16(values), new)))
-                store_f32x16(values, splat(_ZERO))
-
     @device(void(int64, int64, int64, int64, int64, int64))
-    def attend(record, row, q, y, head_kv, scratch):
+    def attend(record, row, head_kv, start, stop, scratch):
+        """Run over slots ``start`` to ``stop`` of the row's sequence, and over the row's ancestors."""
         n_embd_head, page_bytes = load_i64(record + 32), load_i64(record + 88)
         keys = load_i64(record + 72) + 2 * PAGE_SLOTS * n_embd_head * head_kv
         values = load_i64(record + 80) + 2 * PAGE_SLOTS * n_embd_head * head_kv
-        table, stop, n_ancestor = (
-            load_i64(row + ROW_PAGES),
-            load_i64(row + ROW_VISIBLE_STOP),
-            load_i64(row + ROW_N_ANCESTOR),
-        )
-        ancestors, total = load_i64(row + ROW_ANCESTORS), stop + n_ancestor
-        start, window = load_i64(row + ROW_VISIBLE_START), load_i64(record + 112)
-        if window > 0:
-            start = larger(start, total - window)
-        for i in range(_STATS, _VALUES, 64):
-            store_f32x16(scratch + i, splat(_ZERO))
-        for c in range(n_head):
-            store_f32x16(scratch + _MAXIMUM + 64 * c, splat(_MINUS_INFINITY))
-            store_f32x16(scratch + _TOTAL_MAXIMUM + 64 * c, splat(_MINUS_INFINITY))
-        for i in range(0, 4 * n_embd_head * n_head, 64):
+        table, queries = load_i64(row + ROW_PAGES), scratch + _QUERIES
+        ancestors, n_ancestor = load_i64(row + ROW_ANCESTORS), load_i64(row + ROW_N_ANCESTOR)
+        total = stop + n_ancestor
+        for c in range(n_column):
+            store_f32x16(scratch + _MAXIMUM + 64 * c, splat(NOTHING_SEEN))
+            store_f32x16(scratch + _TOTAL_MAXIMUM + 64 * c, splat(NOTHING_SEEN))
+            store_f32x16(scratch + _SUM + 64 * c, splat(_ZERO))
+            store_f32x16(scratch + _TOTAL_SUM + 64 * c, splat(_ZERO))
+        for i in range(0, 4 * n_embd_head * n_column, 64):
             store_f32x16(scratch + _VALUES + i, splat(_ZERO))
             store_f32x16(scratch + _TOTAL_VALUES + i, splat(_ZERO))
 
@@ -182,18 +186,18 @@ def _make_attend(n_head: int) -> Any:
             for tile in range(_TILES):
                 if seen_start < page_start + 16 * tile + 16 and page_start + 16 * tile < seen_stop:
                     tile_keys = keys + page_offset + 32 * n_embd_head * tile
-                    score_tile(tile_keys, n_embd_head, q, 4 * n_embd_head, scratch + _SCORES + score_step * tile)
+                    score_tile(tile_keys, n_embd_head, queries, scratch + _SCORES + score_step * tile)
             for a in range(first_ancestor, last_ancestor):
                 slot, lane = load_i64(ancestors + 8 * a), stop + a - page_start
                 tile_keys = keys + page_bytes * load_i64(table + 8 * (slot // PAGE_SLOTS))
                 tile_keys += 32 * n_embd_head * (slot % PAGE_SLOTS // 16)
-                score_tile(tile_keys, n_embd_head, q, 4 * n_embd_head, scratch + _ANCESTOR)
-                for c in range(n_head):
+                score_tile(tile_keys, n_embd_head, queries, scratch + _ANCESTOR)
+                for c in range(n_column):
                     score = load_f32(scratch + _ANCESTOR + 64 * c + 4 * (slot % 16))
                     store_f32(scratch + _SCORES + score_step * (lane // 16) + 64 * c + 4 * (lane % 16), score)
-            softmax_page(scratch, record, page_start, start, total)
+            _softmax_page(scratch, record, page_start, n_column)
             for i in range(0, n_embd_head, 16):
-                out = scratch + _VALUES + 4 * i * n_head
+                out = scratch + _VALUES + 4 * i * n_column
                 acc = scale_by(load(out), scratch + _FACTOR)
                 for slot in range(seen_start, seen_stop):
                     lane = slot - page_start
@@ -206,45 +210,109 @@ def _make_attend(n_head: int) -> Any:
                     acc = add_column(acc, value, scratch + _SCORES + score_step * (lane // 16) + 4 * (lane % 16), 64)
                 store(out, acc)
             if (page + 1) % SEGMENT_PAGES == 0 or page_start + PAGE_SLOTS >= total:
-                merge_segment(scratch, n_embd_head)
+                _merge_segment(scratch, n_embd_head, n_column)
 
-        for c in range(n_head):
+    @device(void(*[int64] * 8))
+    def attend_rows(record, batch, tok, n_row, head_kv, head_start, n_head, scratch):
+        """Attend with heads ``head_start`` … of ``n_row`` rows; columns that are left over see nothing."""
+        n_embd_head, window = load_i64(record + 32), load_i64(record + 112)
+        rows = load_i64(batch + ROWS) + ROW_BYTES * tok
+        first, last = load_i64(rows + ROW_VISIBLE_STOP), 0
+        for c in range(n_column):
+            t = c // n_head
+            start, stop = 0, 0
+            if t < n_row:
+                row = rows + ROW_BYTES * t
+                stop = load_i64(row + ROW_VISIBLE_STOP) + load_i64(row + ROW_N_ANCESTOR)
+                start = load_i64(row + ROW_VISIBLE_START)
+                if window > 0:
+                    start = larger(start, stop - window)
+                first, last = smaller(first, start), larger(last, load_i64(row + ROW_VISIBLE_STOP))
+            store_i64(scratch + _RANGES + 16 * c, start)
+            store_i64(scratch + _RANGES + 16 * c + 8, stop)
+            q = load_i64(record + 40) + (tok + t) * load_i64(record + 48)
+            q += 4 * n_embd_head * (head_start + c - t * n_head)
+            for i in range(0, n_embd_head, 16):
+                query = load_f32x16(q + 4 * i) if t < n_row else splat(_ZERO)
+                store_f32x16(scratch + _QUERIES + 4 * (n_embd_head * c + i), query)
+        attend(record, rows, head_kv, first, last, scratch)
+        for c in range(n_row * n_head):
+            t = c // n_head
+            y = load_i64(record + 56) + (tok + t) * load_i64(record + 64)
+            y += 4 * n_embd_head * (head_start + c - t * n_head)
             inverse = div(splat(_ONE), load_f32x16(scratch + _TOTAL_SUM + 64 * c))
             for i in range(0, n_embd_head, 16):
-                value = load_f32x16(scratch + _TOTAL_VALUES + 64 * (i // 16 * n_head + c))
-                store_f32x16(y + 4 * (n_embd_head * c + i), mul(value, inverse))
+                value = load_f32x16(scratch + _TOTAL_VALUES + 64 * (i // 16 * n_column + c))
+                # Adding zero makes -0 into 0: a page that a column does not see may leave either.
+                store_f32x16(y + 4 * i, add(mul(value, inverse), splat(_ZERO)))
+
+    return attend_rows
+
+
+def _with_widths(widths: tuple[int, ...]) -> Any:
+    """Return a function that attends with the narrowest tile that holds all columns."""
+    choose = None
+    for width in sorted(widths, reverse=True):
+        choose = _one_width(_make_attend(width), width, choose)
+    return choose
+
+
+def _one_width(attend_rows: Any, width: int, wider: Any) -> Any:
+    signature = void(*[int64] * 8)
+    if wider is None:
+
+        @device(signature)
+        def attend(record, batch, tok, n_row, head_kv, head_start, n_head, scratch):
+            attend_rows(record, batch, tok, n_row, head_kv, head_start, n_head, scratch)
+    else:
+
+        @device(signature)
+        def attend(record, batch, tok, n_row, head_kv, head_start, n_head, scratch):
+            if n_row * n_head <= width:
+                attend_rows(record, batch, tok, n_row, head_kv, head_start, n_head, scratch)
+            else:
+                wider(record, batch, tok, n_row, head_kv, head_start, n_head, scratch)
 
     return attend
 
 
-def attention_kernel(_target: Target) -> Kernel:
-    """Return the attention kernel; a unit of work is one row and one key head."""
-    attend_4, attend_2, attend_1 = (_make_attend(n) for n in WIDTHS)
+def attention_kernel(target: Target) -> Kernel:
+    """Return the attention kernel; a unit of work is some neighbouring rows and one key head."""
+    attend, most = _with_widths(target.widths), max(target.widths)
+
+    @device(int64(int64, int64, int64))
+    def run_length(batch, tok, n_row):
+        """Return how many of ``n_row`` rows from ``tok`` on can share tiles: one sequence, no ancestors."""
+        first = load_i64(batch + ROWS) + ROW_BYTES * tok
+        n = 1
+        while (
+            n < n_row
+            and load_i64(first + ROW_N_ANCESTOR) == 0
+            and load_i64(first + ROW_BYTES * n + ROW_N_ANCESTOR) == 0
+            and load_i64(first + ROW_BYTES * n + ROW_PAGES) == load_i64(first + ROW_PAGES)
+        ):
+            n += 1
+        return n
 
     def attention(record, batch, worker, n_worker):
         n_tok = load_i64(batch + load_i64(record + 8))
-        n_head_kv, n_embd_head = load_i64(record + 24), load_i64(record + 32)
-        n_column = load_i64(record + 16) // n_head_kv
+        n_head_kv = load_i64(record + 24)
+        n_head = load_i64(record + 16) // n_head_kv  # that share a key head
+        rows_per_tile = larger(1, most // n_head)
+        n_tile = (n_tok + rows_per_tile - 1) // rows_per_tile
         scratch = _scratch()
-        for unit in range(
-            first_unit(n_tok * n_head_kv, worker, n_worker), first_unit(n_tok * n_head_kv, worker + 1, n_worker)
-        ):
-            tok, head_kv = unit // n_head_kv, unit % n_head_kv
-            row = load_i64(batch + ROWS) + ROW_BYTES * tok
-            column = 0
-            while column < n_column:
-                offset = 4 * n_embd_head * (head_kv * n_column + column)
-                q = load_i64(record + 40) + tok * load_i64(record + 48) + offset
-                y = load_i64(record + 56) + tok * load_i64(record + 64) + offset
-                if n_column - column >= 4:
-                    attend_4(record, row, q, y, head_kv, scratch)
-                    column += 4
-                elif n_column - column >= 2:
-                    attend_2(record, row, q, y, head_kv, scratch)
-                    column += 2
-                else:
-                    attend_1(record, row, q, y, head_kv, scratch)
-                    column += 1
+        # Later rows see more: units are dealt out in turn.
+        unit = worker
+        while unit < n_tile * n_head_kv:
+            tok, head_kv = unit // n_head_kv * rows_per_tile, unit % n_head_kv
+            stop = smaller(tok + rows_per_tile, n_tok)
+            while tok < stop:
+                n_row = run_length(batch, tok, stop - tok)
+                for head in range(0, n_head, most):
+                    n = smaller(most, n_head - head)
+                    attend(record, batch, tok, n_row, head_kv, head_kv * n_head + head, n, scratch)
+                tok += n_row
+            unit += n_worker
 
     return Kernel("attention", _OP, attention)
 

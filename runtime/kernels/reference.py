@@ -241,6 +241,7 @@ def rope(x: F32, cosines: F32, sines: F32, *, is_neox: bool) -> F32:
 
 PAGE_SLOTS, SEGMENT_PAGES = 64, 8
 MINUS_INFINITY = np.float32(-np.inf)
+NOTHING_SEEN = np.finfo(np.float32).min
 
 
 def attention_row(q: F32, keys: F32, values: F32, start: int, scale: float, *, softcap_: float = 0.0) -> F32:
@@ -274,14 +275,14 @@ def attention_row(q: F32, keys: F32, values: F32, start: int, scale: float, *, s
         if (page + 1) % SEGMENT_PAGES == 0 or (page + 1) * PAGE_SLOTS >= stop:
             total.merge(segment)
             segment = _Softmax(n_column, n_embd_head)
-    return total.weighted * (ONE / total.sum)[:, None]
+    return total.weighted * (ONE / total.sum)[:, None] + ZERO
 
 
 class _Softmax:
     """Running maximum, sum and weighted values of some slots."""
 
     def __init__(self, n_column: int, n_embd_head: int) -> None:
-        self.maximum = np.full(n_column, MINUS_INFINITY)
+        self.maximum = np.full(n_column, NOTHING_SEEN, np.float32)
         self.sum = np.zeros(n_column, np.float32)
         self.weighted = np.zeros((n_column, n_embd_head), np.float32)
 

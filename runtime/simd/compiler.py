@@ -129,6 +129,7 @@ def _context(target: Target) -> Any:
         context.cached_internal_func = {}
         context.aot_mode = True
         context.llmrun_target = target  # operations look here for their lowering
+        context.llmrun_outlined = set()  # names of functions that LLVM must not inline
         _contexts[target.name] = context
     return _contexts[target.name]
 
@@ -176,6 +177,8 @@ def compile_module(kernel: Kernel, target: Target) -> llvm.ModuleRef:
         for function in module.functions:  # a helper may come with several texts: keep one
             if not function.is_declaration and function.name != kernel.symbol:
                 function.linkage = "weak_odr"
+            if function.name in context.llmrun_outlined and not function.is_declaration:
+                function.add_function_attribute("noinline")
         if linked is None:
             linked = module
         else:

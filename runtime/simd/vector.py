@@ -78,10 +78,11 @@ def _intrinsic_with_names(name: str, names: tuple[str, ...], signature: Any, cod
     return intrinsic(namespace[name])
 
 
-def device(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+def device(signature: Any, *, is_inlined: bool = True) -> Callable[[Callable[..., Any]], Any]:
     """Mark a Python function that kernels call: compiled once per target, inlined by LLVM.
 
-    Unlike ``@njit(inline="always")`` it is typed once, not at every use.
+    Unlike ``@njit(inline="always")`` it is typed once, not at every use. ``is_inlined`` false keeps one
+    copy of a large function that several places call.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -91,6 +92,8 @@ def device(signature: Any) -> Callable[[Callable[..., Any]], Any]:
             from .compiler import kernel_flags  # here: the compiler imports this module's types
 
             compiled = context.compile_subroutine(builder, function, sig, flags=kernel_flags())
+            if not is_inlined:
+                context.llmrun_outlined.add(compiled.fndesc.llvm_func_name)
             return context.call_internal(builder, compiled.fndesc, sig, args)
 
         result = _intrinsic_with_names(function.__name__, names, signature, codegen)
