@@ -1,0 +1,213 @@
+"""Attention over pages: the bits of the twin for any mask, context, head width and grouping of heads."""
+
+import numpy as np
+import pytest
+
+from llmrun.runtime.batch import Batch, Row
+from llmrun.runtime.kernels import reference as twin
+from llmrun.runtime.kernels.layout import PAGE_SLOTS
+from llmrun.runtime.kv_cache import KvPages
+
+from ..bits import assert_same_bits
+from ..machine import BEST, WHOLE_TARGETS, rng_for
+from ..memory_weights import MemoryWeights
+from ..one_op import Bound, builder
+
+SEGMENT_SLOTS = PAGE_SLOTS * twin.SEGMENT_PAGES
+
+
+class Case:
+    """Random keys and values of one sequence in scattered pages, and queries. What is not stored is NaN."""
+
+    def __init__(self, n_slot, n_head, n_head_kv, width, *, softcap=0.0, window=0, n_tok=64):
+        self.shape = n_slot, n_head, n_head_kv, width
+        self.softcap, self.window, self.scale = softcap, window, width**-0.5
+        rng = rng_for("attention", *self.shape)
+        # Peaked and flat scores, and values of any sign.
+        self.k = (rng.normal(size=(n_slot, n_head_kv, width)) * 2).astype(np.float16).astype(np.float32)
+        self.v = rng.normal(size=(n_slot, n_head_kv, width)).astype(np.float16).astype(np.float32)
+        self.q = rng.normal(size=(n_tok, n_head * width)).astype(np.float32)
+        self.n_page = -(-n_slot // PAGE_SLOTS)
+        self.page_table = rng.permutation(self.n_page + 2)[: self.n_page].astype(np.int64)
+
+    def rows(self, masks):
+        """Return rows that see (start, stop, ancestors); their own slots and positions do not matter to attention."""
+        return [
+            Row(
+                token_id=-1,
+                page_table=self.page_table,
+                slot=0,
+                position=0,
+                visible_start=start,
+                visible_stop=stop,
+                ancestors=ancestors,
+            )
+            for start, stop, ancestors in masks
+        ]
+
+    def bind(self, machine, target_name, n_tok):
+        """Return the bound program with all keys and values stored, and the buffers of q and y."""
+        n_slot, n_head, n_head_kv, width = self.shape
+        pages = KvPages(1, n_head_kv, width, PAGE_SLOTS * (self.n_page + 2))
+        pages.keys[:], pages.values[:] = np.nan, np.nan
+        b, q = builder(n_head * width)
+        k, v = (b._new(name, n_head_kv * width) for name in "kv")
+        b.kv_append(0, k, v, n_head_kv)
+        y = b.attention(0, q, n_head, n_head_kv, self.scale, softcap=self.softcap, window=self.window)
+        b.output("y", y)
+        bound = Bound(machine, target_name, b.build(1), MemoryWeights(), n_tok=max(n_tok, PAGE_SLOTS), pages=pages)
+        for start in range(0, n_slot, PAGE_SLOTS):
+            slots = np.arange(start, min(start + PAGE_SLOTS, n_slot))
+            batch = Batch(
+                [Row(token_id=-1, page_table=self.page_table, slot=int(s), position=0, visible_stop=1) for s in slots]
+            )
+            bound.put(k, self.k[slots].reshape(len(slots), -1))
+            bound.put(v, self.v[slots].reshape(len(slots), -1))
+            bound.run_op("kv_store", batch)
+        return bound, q, y
+
+    def run(self, machine, target_name, masks, n_worker=1):
+        """Return the kernel's output, f32 [n_tok, n_head * width]."""
+        bound, q, y = self.bind(machine, target_name, len(masks))
+        bound.poison()
+        bound.put(q, self.q[: len(masks)])
+        bound.run_op("attention", Batch(self.rows(masks)), n_worker=n_worker)
+        return bound.get(y, len(masks))
+
+    def expected(self, masks):
+        """Return what the twin says."""
+        _, n_head, n_head_kv, width = self.shape
+        heads = self.q[: len(masks)].reshape(len(masks), n_head_kv, n_head // n_head_kv, width)
+        result = np.empty_like(heads)
+        for i, (start, stop, ancestors) in enumerate(masks):
+            slots = np.concatenate([np.arange(stop), ancestors if ancestors is not None else []]).astype(int)
+            first = max(start, len(slots) - self.window) if self.window else start
+            for h in range(n_head_kv):
+                keys, values = self.k[slots, h], self.v[slots, h]
+                result[i, h] = twin.attention_row(heads[i, h], keys, values, first, self.scale, softcap_=self.softcap)
+        return result.reshape(len(masks), -1)
+
+
+def plain(*stops):
+    return [(0, stop, None) for stop in stops]
+
+
+def check_all(machine, case, masks):
+    want = case.expected(masks)
+    assert np.isfinite(want).all()
+    for target_name in WHOLE_TARGETS:
+        for n_worker in (1, 3) if target_name == BEST else (2,):
+            got = case.run(machine, target_name, masks, n_worker)
+            assert_same_bits(got, want, f"{target_name}, {n_worker} workers")
+
+
+@pytest.mark.parametrize("group", range(1, 9))
+def test_query_heads_that_share_a_key_head(machine, group):
+    check_all(machine, Case(70, 2 * group, 2, 16), plain(1, 2, 15, 16, 17, 33, 63, 64, 65, 70))
+
+
+@pytest.mark.parametrize("width", [16, 64, 80, 128, 256, 512])
+def test_head_widths(machine, width):
+    check_all(machine, Case(67, 3, 1, width), plain(1, 40, 67))
+
+
+def test_contexts_that_cross_pages_and_segments(machine):
+    n = SEGMENT_SLOTS
+    check_all(
+        machine,
+        Case(2 * n + 70, 2, 1, 16),
+        plain(127, 128, 129, n - 1, n, n + 1, n + 64, n + 65, 2 * n, 2 * n + 1, 2 * n + 70),
+    )
+
+
+@pytest.mark.parametrize("window", [1, 2, 16, 63, 64, 65, 100, SEGMENT_SLOTS, 10_000])
+def test_windows(machine, window):
+    case = Case(SEGMENT_SLOTS + 130, 2, 1, 16, window=window)
+    check_all(machine, case, plain(1, 64, 65, 130, SEGMENT_SLOTS, SEGMENT_SLOTS + 65, SEGMENT_SLOTS + 130))
+
+
+@pytest.mark.parametrize("softcap", [5.0, 50.0])
+def test_soft_caps(machine, softcap):
+    check_all(machine, Case(140, 4, 2, 32, softcap=softcap), plain(1, 17, 64, 140))
+    check_all(machine, Case(140, 4, 2, 32, softcap=softcap, window=40), plain(1, 40, 41, 140))
+
+
+def test_spans(machine):
+    """Rows that start late (another text in the same sequence) or see slots after their own (an image's)."""
+    masks = [
+        (0, 70, None),
+        (10, 70, None),
+        (63, 64, None),
+        (64, 65, None),
+        (69, 70, None),
+        (65, 140, None),
+        (128, 131, None),
+    ]
+    check_all(machine, Case(140, 4, 2, 16), masks)
+    check_all(machine, Case(140, 4, 2, 16, window=7), masks)
+
+
+def ancestors(*slots):
+    return np.array(slots, np.int64)
+
+
+def test_ancestors(machine):
+    """Lists of slots in any order, across pages, after contiguous ones or alone, within and beyond a window."""
+    masks = [
+        (0, 0, ancestors(5)),
+        (0, 0, ancestors(139, 0, 64, 63)),
+        (0, 60, ancestors(70, 80, 61, 139, 100, 99)),
+        (0, 64, ancestors(64)),
+        (0, 63, ancestors(130, 131)),
+        (0, 10, ancestors(*range(139, 30, -1))),
+        (40, 50, ancestors(100, 2)),
+    ]
+    check_all(machine, Case(140, 3, 1, 16), masks)
+    for window in (1, 3, 8, 70):
+        check_all(machine, Case(140, 3, 1, 16, window=window), masks)
+
+
+@pytest.mark.parametrize("n_past", [1, 62, 63, 64, 100, SEGMENT_SLOTS - 2, SEGMENT_SLOTS])
+@pytest.mark.parametrize("window", [0, 5])
+def test_a_branch_gives_the_bits_of_a_plain_chain(machine, n_past, window):
+    """The same keys and values, once in consecutive slots, once scattered over a tree's slots."""
+    depth, n_tree = 6, 40
+    chain = Case(n_past + depth, 4, 2, 16, window=window)
+    tree = Case(n_past + n_tree, 4, 2, 16, window=window)
+    branch = n_past + rng_for("branch", n_past).permutation(n_tree)[:depth]
+    slots = np.concatenate([np.arange(n_past), branch])
+    tree.k[slots], tree.v[slots], tree.q = chain.k, chain.v, chain.q
+    rows = range(1, depth + 1)
+    got = tree.run(machine, BEST, [(0, n_past, ancestors(*branch[:i])) for i in rows], n_worker=2)
+    want = chain.run(machine, BEST, plain(*(n_past + i for i in rows)))
+    assert_same_bits(got, want)
+
+
+def test_a_row_does_not_depend_on_the_other_rows(machine):
+    case = Case(150, 8, 2, 16)
+    stops = (150, 1, 64, 65, 130, 17, 149, 128)
+    together = case.run(machine, BEST, plain(*stops), n_worker=3)
+    queries = case.q
+    for i, stop in enumerate(stops):
+        case.q = queries[i:]
+        assert_same_bits(case.run(machine, BEST, plain(stop))[0], together[i])
+
+
+@pytest.mark.parametrize(("n_slot", "softcap", "window"), [(600, 0.0, 0), (70, 5.0, 0), (200, 0.0, 33)])
+def test_twin_against_float64(n_slot, softcap, window):
+    """Scores are sums of ``width`` fused steps: off by width / 2 * 2**-24 of their terms; weights by that and 2 ulp."""
+    case = Case(n_slot, 2, 1, 16, softcap=softcap, window=window)
+    q = case.q[0].reshape(2, 16).astype(np.float64)
+    scores = q @ case.k[:, 0].T.astype(np.float64) * case.scale
+    magnitude = np.abs(q) @ np.abs(case.k[:, 0]).T.astype(np.float64) * case.scale
+    scores = softcap * np.tanh(scores / softcap) if softcap else scores
+    if window:
+        scores[:, :-window] = -np.inf
+    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+    weights /= weights.sum(axis=1, keepdims=True)
+    want = weights @ case.v[:, 0].astype(np.float64)
+    # Relative error of a weight; twice, because the sum below the fraction has it too. Sums are chains of n_slot steps.
+    relative = 2 * ((16 / 2 + 4) * magnitude.max() + 8) * 2.0**-24 + n_slot * 2.0**-24 + softcap * 4e-7
+    bound = relative * (weights @ np.abs(case.v[:, 0].astype(np.float64)))
+    got = case.expected(plain(n_slot))[0].reshape(2, 16)
+    assert (np.abs(got - want) <= bound).all(), (np.abs(got - want) / bound).max()

@@ -1,0 +1,94 @@
+"""Activations to int8: the record of every token and 32 columns, byte for byte."""
+
+import numpy as np
+import pytest
+
+from llmrun.formats.ggml_types import GgmlType
+from llmrun.runtime.fuse import fuse, lower
+from llmrun.runtime.kernels import reference as twin
+
+from ..machine import TARGET_NAMES, WHOLE_TARGETS, rng_for
+from ..memory_weights import MemoryWeights
+from ..one_op import Bound, builder, plain_rows
+from .blocks import activations
+
+EPS = 1e-5
+
+
+def records(x):
+    """Return the activation records of a twin's result, u8 [n_byte], as ``simd/tile.py`` lays them out."""
+    n_tok, n_block = x.scale.shape
+    fields = np.zeros((n_tok, n_block, 64), np.uint8)
+    fields[..., :32] = x.q.astype(np.int8).view(np.uint8)
+
+    def put(offset, values):
+        fields[..., offset : offset + 4] = values[..., None].view(np.uint8).reshape(n_tok, n_block, 4)
+
+    with np.errstate(all="ignore"):
+        put(32, x.scale)
+        for offset, start, stop in ((36, 0, 32), (40, 0, 16), (44, 16, 32)):
+            put(offset, -x.q[..., start:stop].sum(axis=2).astype(np.int32))
+            put(offset + 12, x.scaled_sum(start, stop))
+    groups = [fields[i : i + 16].transpose(1, 0, 2).reshape(-1) for i in range(0, n_tok, 16)]
+    return np.concatenate(groups)
+
+
+def bind(machine, target_name, n_col, has_norm, n_tok):
+    weights = MemoryWeights()
+    b, x = builder(n_col)
+    w = weights.add_matrix("w", GgmlType.Q8_0, np.zeros((1, n_col // 32 * 34), np.uint8))
+    norm = weights.add_vector("norm", rng_for("norm", n_col).normal(size=n_col))
+    b.output("y", b.matmul(b.rms_norm(x, norm, EPS) if has_norm else x, w))
+    program = fuse(lower(b.build(1)))
+    (buffer,) = [op.writes[0] for op in program.ops if "quantize" in op.kind]
+    return Bound(machine, target_name, program, weights, n_tok=n_tok), x, buffer, weights.values(norm)[:n_col]
+
+
+@pytest.mark.parametrize("target_name", TARGET_NAMES)
+@pytest.mark.parametrize("n_col", [32, 96, 576])
+def test_quantize(machine, target_name, n_col):
+    x = activations(rng_for("quantize", n_col), 33, n_col)
+    x[6, :32] = np.linspace(-127, 127, 32, dtype=np.float32)  # steps between quants, ties among them
+    x[7] = np.float32(0.5)
+    x[8] = np.where(np.arange(n_col) % 2, np.float32(-3.4e38), np.float32(1e-45))
+    bound, buffer, y, _ = bind(machine, target_name, n_col, False, 33)
+    for n_tok in (1, 2, 15, 16, 17, 33):
+        want = records(twin.quantize(x[:n_tok]))
+        for n_worker in (1, 2, 3, 8):
+            bound.poison()
+            bound.put(buffer, x[:n_tok])
+            bound.run_op("quantize", plain_rows(n_tok), n_worker=n_worker)
+            assert np.array_equal(bound.get(y, n_tok), want), (n_tok, n_worker)
+
+
+@pytest.mark.parametrize("target_name", WHOLE_TARGETS)
+@pytest.mark.parametrize("n_col", [32, 96, 576])
+def test_norm_quantize(machine, target_name, n_col):
+    x = rng_for("norm", n_col).normal(size=(33, n_col)).astype(np.float32)
+    x[1], x[2] = 0, x[2] * np.float32(1e17)
+    bound, buffer, y, weight = bind(machine, target_name, n_col, True, 33)
+    for n_tok in (1, 17, 33):
+        want = records(twin.quantize(twin.rms_norm(x[:n_tok], weight, EPS)))
+        for n_worker in (1, 2, 5):
+            bound.poison()
+            bound.put(buffer, x[:n_tok])
+            bound.run_op("norm_quantize", plain_rows(n_tok), n_worker=n_worker)
+            assert np.array_equal(bound.get(y, n_tok), want), (n_tok, n_worker)
+
+
+def test_a_quant_is_at_most_half_a_step_off():
+    x = rng_for("half a step").normal(size=(50, 320)).astype(np.float32)
+    quantized = twin.quantize(x)
+    back = (quantized.q * quantized.scale[..., None].astype(np.float64)).reshape(x.shape)
+    step = quantized.scale[..., None].astype(np.float64).repeat(32, 2).reshape(x.shape)
+    # Half a step, and the roundings of 127 / max, of the product (at most 127 steps of 2**-24 each) and of the scale.
+    assert (np.abs(back - x) <= step * (0.5 + 3 * 127 * 2.0**-24)).all()
+    assert np.abs(quantized.q).max() == 127
+
+
+@pytest.mark.parametrize("value", [1e-45, 1e-39, 2.0**-121, 2.0**-120])
+def test_a_tiny_block_is_zero(value):
+    """127 / max|x| overflows below 127 / 3.4e38; the next larger power of two that cannot is 2**-121."""
+    quantized = twin.quantize(np.full((1, 32), value, np.float32))
+    assert not quantized.q.any()
+    assert twin.quantize(np.full((1, 32), 2.0**-119, np.float32)).q.all()

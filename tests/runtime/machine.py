@@ -1,0 +1,56 @@
+"""The targets that this machine runs, their kernels and teams of threads, each made once.
+
+Every kernel is built for every target, except for ``avx-vnni`` where there is AVX-512 too: it shares all
+but the byte dot product with ``avx2``, so only ``DOT_KERNELS`` are built (``pytest --slow`` builds all).
+"""
+
+from functools import cache
+
+import numpy as np
+
+from llmrun.runtime.executor.team import Team
+from llmrun.runtime.kernels.kernel_set import KernelSet
+from llmrun.runtime.kernels.registry import kernel_names
+from llmrun.runtime.simd.isa import TARGETS, supported_targets
+
+TARGET_NAMES = tuple(t.name for t in supported_targets())
+# One kernel for each way in which a dot product is used: 4 bits with an offset, signed bytes, table, halves of a group.
+DOT_KERNELS = frozenset({"matmul_q4_0", "matmul_q8_0", "matmul_iq4_nl", "matmul_q6_k", "quantize"})
+PARTIAL = frozenset({"avx-vnni"}) if TARGET_NAMES[0] != "avx-vnni" else frozenset()
+# All but the partial ones: these run whole models.
+WHOLE_TARGETS = tuple(t for t in TARGET_NAMES if t not in PARTIAL)
+BEST = TARGET_NAMES[0]
+
+
+def names_for(target_name):
+    """Return the kernels that ordinary test runs build for a target."""
+    names = kernel_names()
+    return [n for n in names if n in DOT_KERNELS] if target_name in PARTIAL else names
+
+
+class Machine:
+    """Kernels and teams by target."""
+
+    def __init__(self):
+        self._teams = {}
+
+    @cache  # noqa: B019 (one per session)
+    def kernels(self, target_name, names=None):
+        """Return the loaded kernels of a target."""
+        return KernelSet(names or names_for(target_name), TARGETS[target_name])
+
+    def team(self, target_name=BEST, n_thread=1):
+        """Return a team; it is kept until the session ends."""
+        key = target_name, n_thread
+        if key not in self._teams:
+            self._teams[key] = Team(self.kernels(target_name), n_thread)
+        return self._teams[key]
+
+    def close(self):
+        for team in self._teams.values():
+            team.close()
+
+
+def rng_for(*parts):
+    """Return a random generator that depends on these words and numbers alone."""
+    return np.random.default_rng([*str(parts).encode()])
