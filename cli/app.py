@@ -34,6 +34,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except LlmrunError as error:
         print(f"{styled('error:', 'red', sys.stderr)} {escaped(str(error))}", file=sys.stderr)
         return 1
+    except MemoryError:
+        print(f"{styled('error:', 'red', sys.stderr)} out of memory", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

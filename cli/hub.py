@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ..formats.errors import ConfigError
@@ -25,6 +26,7 @@ def fetch_from_hub(repo: str, quant: str | None, folder: Path) -> Path:
         ConfigError: no such repository or file, or no connection.
         CapacityError: the disk is too full.
     """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the import, which reads it
     from huggingface_hub import HfApi, hf_hub_download  # here: 0.3 s, and only downloads need it
     from huggingface_hub.errors import HfHubHTTPError
 

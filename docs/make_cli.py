@@ -17,6 +17,7 @@ from typing import Any
 import typer
 
 from llmrun.cli.commands import app
+from llmrun.cli.slash import COMMANDS
 
 PAGE = Path(__file__).with_name("cli.md")
 
@@ -43,13 +44,23 @@ MODEL is the path of a GGUF file (of a split model: of its first file), a name t
 | `HF_TOKEN`, `HF_ENDPOINT` | read by `huggingface_hub` |
 """
 
+SLASH_HEAD = """
+# In the chat
+
+A line that begins with a slash is a command; a space in front sends it as text. After a final backslash, or within
+triple quotes, Enter begins a new line.
+
+| command | meaning |
+|---|---|
+"""
+
 
 def page() -> str:
     """Return the whole page."""
     root: Any = typer.main.get_command(app)
-    return HEAD + "".join(
-        section for path, command in commands(root, "llmrun") for section in section_of(path, command)
-    )
+    sections = "".join(part for path, command in commands(root, "llmrun") for part in section_of(path, command))
+    slashes = [(f"/{name} {command.arguments}".strip(), command.help) for name, command in COMMANDS.items()]
+    return HEAD + sections + SLASH_HEAD + "".join(f"| `{cell(name)}` | {cell(text)} |\n" for name, text in slashes)
 
 
 def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:

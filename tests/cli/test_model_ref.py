@@ -1,6 +1,7 @@
 """What MODEL means, what ``list`` and ``rm`` show and delete, which file of a hub repository is taken."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,3 +153,45 @@ def test_missing_quantisation_lists_what_is_there():
         choose_files("u/r", NAMES, "Q2_K")
     with pytest.raises(ConfigError, match="has no GGUF files"):
         choose_files("u/r", ["model.safetensors"], None)
+
+
+@pytest.fixture
+def fake_hub(monkeypatch):
+    """The hub's library with one repository; nothing is asked over a network. Yields what was downloaded."""
+    import huggingface_hub
+
+    downloaded = []
+
+    class HfApi:
+        def model_info(self, repo, *, files_metadata, timeout):
+            if repo != "u/new":
+                raise ConnectionError("Name or service not known\nmore lines")
+            files = [SimpleNamespace(rfilename=name, size=5) for name in NAMES]
+            return SimpleNamespace(siblings=files)
+
+    def hf_hub_download(repo, name, *, local_dir):
+        path = local_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"12345")
+        downloaded.append(name)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return downloaded
+
+
+def test_pull_from_the_hub_says_what_it_does(cli, fake_hub, tmp_path):
+    result = cli("pull", "u/new:F16")
+    assert result.out == f"{tmp_path}/models/u/new/sub/m-F16-00001-of-00002.gguf\n"
+    assert len(fake_hub) == 2
+    names = "sub/m-F16-00001-of-00002.gguf, sub/m-F16-00002-of-00002.gguf"
+    assert result.lines[0].startswith(f"downloading {names} (10 B) from huggingface.co/u/new to ")
+    assert model_ref.resolve("u/new:f16") == tmp_path / "models/u/new/sub/m-F16-00001-of-00002.gguf"
+    assert len(fake_hub) == 2
+
+
+def test_hub_that_cannot_be_reached_is_one_line(cli, fake_hub):
+    result = cli("pull", "u/other")
+    assert (result.code, result.out) == (1, "")
+    assert result.err == "error: huggingface.co/u/other: Name or service not known\n"
