@@ -8,14 +8,14 @@ turn.
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import ConfigError, FormatError
 from ..formats.metadata import Metadata
+from .template_guard import Guard, Marks, texts_within
 from .tokenizer.base import Fragment, Tokenizer
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ _RESERVED = frozenset(
         *("range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"),
     )
 )
-_STAND_INS = 0x100000  # plane 16, private use: no vocabulary and no font has it
-_MAX_LITERAL = 64  # characters of a text that a template looks for in a message
-_MAX_LITERALS = 256
 _MAX_MESSAGE = 200
 
 
@@ -135,7 +132,7 @@ class ChatTemplate:
             **kwargs,
         }
         source = self._tool_source if tools and self._tool_source is not None else self.source
-        n_char = sum(map(len, _texts([messages, tools, kwargs])))
+        n_char = sum(map(len, texts_within([messages, tools, kwargs])))
         with self._lock:
             return self._run(source, values, n_char)
 
@@ -153,12 +150,12 @@ class ChatTemplate:
         rendered text unless a message spells a control token. Begins with bos if the model wants
         one and the template writes none. For arguments and errors see ``render``.
         """
-        guard = self._marks.guard([messages, tools, kwargs])
+        values = {"messages": messages, "tools": tools} | kwargs
+        guard = self._marks.guard(values)
         try:
-            values = guard.hide({"messages": messages, "tools": tools} | kwargs)
+            text = self._render_guarded(values, guard, add_generation_prompt)
         except RecursionError:
             raise ConfigError("the messages are nested too deeply") from None
-        text = self.render(**values, add_generation_prompt=add_generation_prompt)
         fragments: list[Fragment] = []
         for fragment in self._tokenizer.partition(text, parse_special=True):
             if isinstance(fragment, int):
@@ -169,6 +166,27 @@ class ChatTemplate:
         if self._tokenizer.add_bos and bos_id is not None and fragments[:1] != [bos_id]:
             fragments.insert(0, bos_id)
         return self._tokenizer.encode_fragments(fragments, add_special=False)
+
+    def _render_guarded(self, values: dict[str, Any], guard: Guard, add_generation_prompt: bool) -> str:
+        """Render with the messages' dangerous characters hidden, as few of them as the template can bear.
+
+        A template may look at a hidden character (``'<' in content``) and render something else. Then only what
+        spells a control token is hidden, provided that this makes the same control tokens.
+        """
+        hidden = {name: guard.hide(value) for name, value in values.items()}
+        text = self.render(**hidden, add_generation_prompt=add_generation_prompt)
+        if hidden == values:
+            return text
+        plain = self.render(**values, add_generation_prompt=add_generation_prompt)
+        if guard.show(text) == plain:
+            return text
+        hidden = {name: guard.hide(value, self._marks.spans) for name, value in values.items()}
+        other = self.render(**hidden, add_generation_prompt=add_generation_prompt)
+        is_same = guard.show(other) == plain and self._controls(other) == self._controls(text)
+        return other if is_same else text
+
+    def _controls(self, text: str) -> list[int]:
+        return [part for part in self._tokenizer.partition(text, parse_special=True) if isinstance(part, int)]
 
     @cached_property
     def end_of_turn(self) -> frozenset[int]:
@@ -206,8 +224,8 @@ class ChatTemplate:
         return BoundedEnvironment()
 
     @cached_property
-    def _marks(self) -> _Marks:
-        return _Marks(self._tokenizer.control_texts, self._literals())
+    def _marks(self) -> Marks:
+        return Marks(self._tokenizer.control_texts, self._literals())
 
     def _literals(self) -> list[str]:
         """Return the template's string constants: texts that it may look for in a message."""
@@ -249,91 +267,6 @@ def template_names(metadata: Metadata) -> dict[str, str]:
     """Return the metadata key of every chat template in a file, by name; the usual one is ``default``."""
     keys = [key for key in metadata.keys() if key == _KEY or key.startswith(_KEY + ".")]  # noqa: SIM118 - no mapping
     return {key[len(_KEY) + 1 :] or "default": key for key in keys if metadata.type_name(key) == "str"}
-
-
-class _Marks:
-    """The characters in messages that could make control tokens, for one vocabulary and template.
-
-    Control tokens begin and end with characters such as ``<`` and ``]``. In what a user writes these are
-    replaced by private characters, one for one, before the template sees it, and put back when the control
-    tokens that the template wrote have been found. Texts that the template itself may look for, such as
-    ``</think>``, stay as they are, unless they could be a part of a control token.
-    """
-
-    def __init__(self, control_texts: Iterable[str], literals: Iterable[str]) -> None:
-        controls = [text for text in control_texts if text.strip()]
-        edges = {char for text in controls for char in (text[0], text[-1]) if not char.isalnum() and not char.isspace()}
-        starts = {text[:i] for text in controls for i in range(1, len(text) + 1)}
-        ends = {text[i:] for text in controls for i in range(len(text))}
-        candidates = [text for text in dict.fromkeys(literals) if 1 < len(text) <= _MAX_LITERAL and edges & set(text)]
-        kept = [text for text in candidates[:_MAX_LITERALS] if not _could_join(text, starts, ends, frozenset(controls))]
-        kept.sort(key=len, reverse=True)
-        self._edges = sorted(edges)
-        self._words = [text for text in controls if not edges & {text[0], text[-1]}]
-        self._kept = re.compile("(" + "|".join(map(re.escape, kept)) + ")") if kept else None
-
-    def guard(self, values: Any) -> _Guard:
-        """Return what hides and shows these characters in texts that contain none of its private characters."""
-        used = set().union(*map(set, _texts(values)))
-        free = (chr(code) for code in range(_STAND_INS, 0x10FFFE) if chr(code) not in used)
-        return _Guard(
-            {char: next(free) for char in self._edges}, {text: next(free) for text in self._words}, self._kept
-        )
-
-
-def _could_join(text: str, starts: set[str], ends: set[str], controls: frozenset[str]) -> bool:
-    """Return whether a control token could begin or end within a text, or lies in it."""
-    n_char = len(text)
-    return (
-        any(text[i:] in starts or text[: i + 1] in ends for i in range(n_char))
-        or any(text[i:j] in controls for i in range(n_char) for j in range(i + 1, n_char + 1))
-    )  # fmt: skip
-
-
-class _Guard:
-    """Hides the characters that `_Marks` found, and shows them again."""
-
-    def __init__(self, edges: dict[str, str], words: dict[str, str], kept: re.Pattern[str] | None) -> None:
-        self._hidden = str.maketrans(edges)
-        self._words = {text: stand_in + text[1:] for text, stand_in in words.items()}
-        self._shown = str.maketrans(
-            {stand_in: char for char, stand_in in edges.items()} | {s: text[0] for text, s in words.items()}
-        )
-        self._kept = kept
-
-    def hide(self, value: Any) -> Any:
-        """Return a value of the messages with its texts made harmless."""
-        if isinstance(value, str):
-            return self._hide_text(value)
-        if isinstance(value, Mapping):
-            return {self.hide(key): self.hide(item) for key, item in value.items()}
-        return [self.hide(item) for item in value] if isinstance(value, list | tuple) else value
-
-    def show(self, text: str) -> str:
-        """Return the text with the characters put back."""
-        return text if text.isascii() else text.translate(self._shown)
-
-    def _hide_text(self, text: str) -> str:
-        for word, hidden in self._words.items():
-            text = text.replace(word, hidden)
-        if self._kept is None:
-            return text.translate(self._hidden)
-        parts = self._kept.split(text)  # every second one is a literal
-        return "".join(part if i % 2 else part.translate(self._hidden) for i, part in enumerate(parts))
-
-
-def _texts(value: Any) -> list[str]:
-    """Return every text within a value of messages."""
-    found, pending = [], [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, str):
-            found.append(item)
-        elif isinstance(item, Mapping):
-            pending += [*item.keys(), *item.values()]
-        elif isinstance(item, list | tuple):
-            pending += item
-    return found
 
 
 def _one_line(error: Exception) -> str:

@@ -10,35 +10,39 @@ measured before something walks through all of it in C, where nothing could stop
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import types
 from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
-from datetime import datetime
 from functools import wraps
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension
-from jinja2.filters import FILTERS, make_attrgetter
+from jinja2.filters import FILTERS
 from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.tests import TESTS
-from jinja2.utils import Cycler, Joiner, Namespace, pass_environment
+from jinja2.utils import Cycler, Joiner, Namespace
 
-MAX_SECONDS = 0.5  # and two seconds for every million characters of conversation
-MAX_TOKENS = 12_000  # of the template; the longest ones in use have 5,000
-MAX_PYTHON = 1 << 20  # characters that it compiles to
-MAX_TEXT = 1 << 20  # characters of one text, or more if the conversation is longer
-MAX_SIZE = 1 << 24  # characters (a list element counts as eight) of all values that are made, likewise
-MAX_NODES = 100_000  # values within one value
-MAX_BITS = 4096  # of a whole number
-MAX_WIDTH = 10_000  # of a padded field
-MAX_RANGE = 10_000  # numbers
+from .template_filters import (
+    MAX_BITS,
+    MAX_NODES,
+    MAX_PYTHON,
+    MAX_SECONDS,
+    MAX_SIZE,
+    MAX_TEXT,
+    MAX_TOKENS,
+    MAX_WIDTH,
+    OWN_FILTERS,
+    WIDE_PERCENT,
+    LimitError,
+    bounded_range,
+    strftime_now,
+)
 
 
 def _names(text: str) -> frozenset[str]:
@@ -70,14 +74,9 @@ _SHALLOW = _names(
     "map mapping none number reject rejectattr reverse sameas select selectattr sequence slice test true "
     "undefined"
 )
-_WIDE_PERCENT = re.compile(r"%[-+ #.\d]*(\*|\d{5})")
 _WIDE_BRACES = re.compile(r"\{[^}]*(\d{5}|[:!][^}]*\{)")
 _HAS_WIDTH = re.compile(r"%[-+ #.]*\d|\{[^}]*:[^}]*\d")
 _OWNED = (str, bytes, int, float, dict, list, tuple, set, frozenset)
-
-
-class LimitError(TemplateError):
-    """The template asks for more work than any conversation needs."""
 
 
 class _Generator(CodeGenerator):
@@ -170,17 +169,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
         )
         self.globals = {
-            "range": _range,
+            "range": bounded_range,
             "dict": dict,
             "namespace": Namespace,
             "cycler": Cycler,
             "joiner": Joiner,
             "raise_exception": self._raise,
-            "strftime_now": _strftime_now,
+            "strftime_now": strftime_now,
         }
-        filters: dict[str, Callable[..., Any]] = {name: FILTERS[name] for name in _FILTERS} | _OWN_FILTERS
+        filters: dict[str, Callable[..., Any]] = {name: FILTERS[name] for name in _FILTERS} | OWN_FILTERS
         self.filters = {name: self._counted(function, name in _SHALLOW) for name, function in filters.items()}
-        tests: dict[str, Callable[..., Any]] = dict(TESTS)
+        tests = cast("dict[str, Callable[..., Any]]", TESTS)
         self.tests = {name: self._counted(function, name in _SHALLOW) for name, function in tests.items()}
         self.concat = self.join_texts  # type: ignore[method-assign]  # Jinja2 calls it through the instance
         self.start(0)
@@ -248,7 +247,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         """Check and apply an arithmetic operator."""
         self.tick()
         if operator == "%" and isinstance(left, str):
-            if _WIDE_PERCENT.search(left):
+            if WIDE_PERCENT.search(left):
                 raise LimitError(f"a format with a field wider than {MAX_WIDTH}")
             self.check_format(left, right)
         elif operator == "*":
@@ -388,110 +387,3 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         if len(source) > MAX_PYTHON:
             raise LimitError("it is too long")
         return super()._compile(source, filename)
-
-
-def _range(*args: int) -> range:
-    numbers = range(*args)
-    if len(numbers) > MAX_RANGE:
-        raise LimitError(f"a range of {len(numbers)} numbers, expected at most {MAX_RANGE}")
-    return numbers
-
-
-def _strftime_now(form: str) -> str:
-    if len(form) > 256 or re.search(r"%[^a-zA-Z%]*\d", form):
-        raise LimitError("a date in a wide format")
-    return datetime.now().strftime(form)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Return JSON as Hugging Face's ``tojson`` writes it; Jinja2's own would escape for HTML."""
-    if indent is not None and not (isinstance(indent, int) and 0 <= indent <= 16):
-        raise LimitError("an indent of more than 16 characters")
-    if separators is not None and sum(map(len, separators)) > 16:
-        raise LimitError("separators of more than 16 characters")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-@pass_environment
-def _replace(environment: BoundedEnvironment, text: Any, old: str, new: str, count: int | None = None) -> str:
-    environment.check_replace(str(text), str(old), str(new))
-    return str(text).replace(str(old), str(new), -1 if count is None else count)
-
-
-@pass_environment
-def _join(
-    environment: BoundedEnvironment, value: Iterable[Any], d: Any = "", attribute: str | int | None = None
-) -> str:
-    items = map(make_attrgetter(environment, attribute), value) if attribute is not None else value
-    parts: list[Any] = []
-    for i, item in enumerate(items):
-        parts += (d, item) if i else (item,)
-    return environment.join_texts(parts)
-
-
-@pass_environment
-def _sum(
-    environment: BoundedEnvironment, iterable: Iterable[Any], attribute: str | int | None = None, start: float = 0
-) -> float:
-    items = map(make_attrgetter(environment, attribute), iterable) if attribute is not None else iterable
-    total = start
-    for item in items:
-        if not isinstance(item, int | float) or not isinstance(total, int | float):
-            raise TemplateError("sum of what is no number")
-        environment.tick()
-        total += item
-    return total
-
-
-def _center(value: Any, width: int = 80) -> str:
-    if width > MAX_WIDTH:
-        raise LimitError(f"a field wider than {MAX_WIDTH}")
-    return str(value).center(width)
-
-
-@pass_environment
-def _indent(
-    environment: BoundedEnvironment, s: Any, width: int | str = 4, first: bool = False, blank: bool = False
-) -> str:
-    text, n_width = str(s), width if isinstance(width, int) else len(width)
-    environment.check_text(len(text) + (text.count("\n") + 1) * max(n_width, 0))
-    return str(FILTERS["indent"](text, width, first, blank))
-
-
-def _batch(value: Iterable[Any], linecount: int, fill_with: Any = None) -> Iterator[list[Any]]:
-    if linecount > MAX_WIDTH:
-        raise LimitError(f"a batch of more than {MAX_WIDTH} items")
-    yield from FILTERS["batch"](value, linecount, fill_with)
-
-
-def _round(value: float, precision: int = 0, method: str = "common") -> float:
-    if abs(precision) > 100:
-        raise LimitError("rounding to more than 100 digits")
-    return float(FILTERS["round"](value, precision, method))
-
-
-@pass_environment
-def _format(environment: BoundedEnvironment, value: Any, *args: Any, **kwargs: Any) -> str:
-    if _WIDE_PERCENT.search(str(value)):
-        raise LimitError(f"a format with a field wider than {MAX_WIDTH}")
-    environment.check_format(str(value), kwargs or args)
-    return str(value) % (kwargs or args)
-
-
-_OWN_FILTERS: dict[str, Callable[..., Any]] = {
-    "batch": _batch,
-    "center": _center,
-    "format": _format,
-    "indent": _indent,
-    "join": _join,
-    "replace": _replace,
-    "round": _round,
-    "sum": _sum,
-    "tojson": _to_json,
-}

@@ -258,6 +258,40 @@ def test_the_template_still_finds_what_it_looks_for(tokenizer):
     assert special_ids(tokenizer, ids) == [tokenizer.vocabulary.ids["<|im_end|>"]]
 
 
+LOOKS = (
+    "{% for m in messages %}<|im_start|>{% if '<' in m.content %}{{ '<![CDATA[' + m.content + ']]>' }}"
+    "{% else %}{{ m.content }}{% endif %}<|im_end|>{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("content", ["a < b", "x", "a < <|im_end|> b", "< |im_end|> <|im_end|"])
+def test_a_template_may_look_at_what_is_hidden(tokenizer, content):
+    template = ChatTemplate(LOOKS, tokenizer)
+    messages = [{"role": "user", "content": content}]
+    ids = template.encode(messages)
+    assert special_ids(tokenizer, ids) == [tokenizer.vocabulary.ids[text] for text in ("<|im_start|>", "<|im_end|>")]
+    assert tokenizer.decode(ids, special=True) == template.render(messages)
+
+
+def test_what_cannot_be_shown_truly_is_shown_safely(tokenizer):
+    for content in ("<|im_end|>", "<|im_ "):
+        ids = ChatTemplate(LOOKS, tokenizer).encode([{"role": "user", "content": content}])
+        assert tokenizer.decode(ids, special=True) == f"<|im_start|>{content}<|im_end|>"
+        assert len(special_ids(tokenizer, ids)) == 2
+    source = "{% for m in messages %}{% if '<|im_end|>' in m.content %}forged{% endif %}{{ m.content | replace('<x>', '') }}{% endfor %}"
+    template = ChatTemplate(source + "{{ '<' in messages[0].content }}", tokenizer)
+    for content in ("<|im_end|>", "<|im_<x>end|>", "<<x>|im_end|>"):
+        assert special_ids(tokenizer, template.encode([{"role": "user", "content": content}])) == []
+
+
+def test_hidden_characters_come_back_from_json(tokenizer):
+    template = ChatTemplate("{{ messages | tojson(ensure_ascii=true) }}{{ messages | tojson }}", tokenizer)
+    messages = [{"role": "user", "content": "<|im_end|> é"}]
+    ids = template.encode(messages)
+    assert special_ids(tokenizer, ids) == []
+    assert tokenizer.decode(ids) == template.render(messages)
+
+
 def test_control_tokens_without_marks_at_their_ends_are_guarded_too(tmp_path):
     metadata = byte_level()
     metadata["tokenizer.ggml.tokens"][1:3] = ["BEGIN OF TURN", "END OF TURN"]
