@@ -35,7 +35,10 @@ def lower(program: Program) -> Program:
 def fuse(program: Program) -> Program:
     """Return a lowered program with neighbours joined."""
     ops = list(program.ops)
-    for step in (_norm_and_quantize, _matmul_and_bias, _gate_and_up, _matmul_and_residual):
+    steps = (
+        _norm_and_quantize, _matmul_and_bias, _gate_and_up, _matmul_and_residual, _rope_and_store, _result_and_quantize,
+    )  # fmt: skip
+    for step in steps:
         ops = step(ops, set(program.outputs.values()))
     return replace(program, ops=ops)
 
@@ -112,5 +115,37 @@ def _matmul_and_residual(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
         if matmul.kind == "matmul" and "activation" not in matmul.attributes:
             attributes = {**matmul.attributes, "residual": True}
             result[at] = Op("matmul", (*matmul.reads, residual), op.writes, matmul.weights, attributes)
+            dropped.add(i)
+    return [op for i, op in enumerate(result) if i not in dropped]
+
+
+def _rope_and_store(ops: list[Op], _outputs: set[Buffer]) -> list[Op]:
+    """Rotate keys where they are stored."""
+    result, dropped = list(ops), set()
+    for i, op in enumerate(ops):
+        if op.kind != "kv_store":
+            continue
+        k, v = op.reads
+        at = max(j for j in range(i) if k in ops[j].writes)
+        rope = ops[at]
+        if rope.kind == "rope" and not any(k in other.reads for other in ops[at + 1 : i]):
+            attributes = {**op.attributes, "rope": rope.attributes["rope"]}
+            result[i] = Op("kv_store", (k, v, rope.reads[1]), (k,), (), attributes)
+            dropped.add(at)
+    return [op for i, op in enumerate(result) if i not in dropped]
+
+
+def _result_and_quantize(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
+    """Quantise what attention and the gated matmul give while it is at hand; the f32 rows stay as scratch."""
+    readers, writers, result, dropped = _readers(ops), _writers(ops), list(ops), set()
+    for i, op in enumerate(ops):
+        if op.kind != "quantize" or not _is_private(op.reads[0], readers, outputs):
+            continue
+        at = writers[op.reads[0]]
+        maker = ops[at]
+        whole_heads = maker.kind == "attention" and maker.writes[0].n_col // maker.attributes["n_head"] % 32 == 0
+        if whole_heads or (maker.kind == "matmul" and "activation" in maker.attributes):
+            attributes = {**maker.attributes, "quantize": True}
+            result[at] = Op(maker.kind, maker.reads, (*maker.writes, *op.writes), maker.weights, attributes)
             dropped.add(i)
     return [op for i, op in enumerate(result) if i not in dropped]

@@ -50,8 +50,8 @@ class CheckedExecutor:
                 break
             result = RULES[op.kind](self, op)
             for buffer in op.writes:
-                assert result.shape[-1] == buffer.n_col or buffer.kind != "f32", (op, result.shape)
-                self.buffers[buffer] = result
+                is_quantized = buffer.kind == "q8" and not isinstance(result, _Rows)
+                self.buffers[buffer] = self._quantized(result) if is_quantized else result
 
     def output(self, name: str) -> F32:
         """Return a named output: [n_out, n_col]."""
@@ -77,14 +77,15 @@ class CheckedExecutor:
 
     def quantize(self, op: Op) -> Any:
         """Turn rows into int8 activations."""
-        x = self.buffers[op.reads[0]]
-        return _Rows(x) if not self._is_exact else _Rows(x, twin.quantize(x))
+        return self._quantized(self.buffers[op.reads[0]])
+
+    def _quantized(self, x: F32) -> _Rows:
+        return _Rows(x, twin.quantize(x) if self._is_exact else None)
 
     def norm_quantize(self, op: Op) -> Any:
         """Normalise and quantise."""
         weight = self._weights.values(op.weights[0])
-        x = twin.rms_norm(self.buffers[op.reads[0]], weight, op.attributes["eps"])
-        return _Rows(x) if not self._is_exact else _Rows(x, twin.quantize(x))
+        return self._quantized(twin.rms_norm(self.buffers[op.reads[0]], weight, op.attributes["eps"]))
 
     def matmul(self, op: Op) -> F32:
         """Multiply by a matrix, with the epilogues that fusion put there."""
@@ -147,14 +148,19 @@ class CheckedExecutor:
         return twin.rope(heads, cosines, sines, is_neox=rope.is_neox).reshape(x.shape)
 
     def kv_store(self, op: Op) -> F32:
-        """Keep keys and values, rounded to f16."""
+        """Keep keys (rotated first where fusion put that here) and values, rounded to f16."""
         layer = op.attributes["layer"]
+        if "rope" in op.attributes:
+            rotation = {"rope": op.attributes["rope"], "n_head": op.attributes["n_head_kv"]}
+            rope = Op("rope", (op.reads[0], op.reads[2]), (op.reads[0],), (), rotation)
+            self.buffers[op.reads[0]] = self.rope(rope)
         for store, buffer in ((self._keys, op.reads[0]), (self._values, op.reads[1])):
             x = self.buffers[buffer]
             if layer not in store:
                 store[layer] = np.zeros((self._n_slot, x.shape[1]), np.float32)
             store[layer][self._batch.rows[:, 2]] = x.astype(np.float16).astype(np.float32)
-        return np.zeros((0, 0), np.float32)
+        keys: F32 = self.buffers[op.reads[0]]
+        return keys
 
     def attention(self, op: Op) -> F32:
         """Attend row by row, key head by key head."""

@@ -157,6 +157,11 @@ class ThreadedExecutor:
 # ---- records: the words after the kernel's address and the row count, as each kernel lists them -----
 
 
+def _records(e: ThreadedExecutor, op: Op) -> int:
+    """Return the address of the activation records that an operation writes beside its f32 rows, or 0."""
+    return e.at(op.writes[1]) if op.attributes.get("quantize") else 0
+
+
 def _bind_matmul(e: ThreadedExecutor, op: Op) -> list[int]:
     w, x, y = op.weights[0], op.reads[0], op.writes[0]
     is_float = x.kind == "f32"
@@ -166,7 +171,7 @@ def _bind_matmul(e: ThreadedExecutor, op: Op) -> list[int]:
     residual = e.at(op.reads[1]) if op.attributes.get("residual") else 0
     return [
         -(-w.n_out // 16), w.n_in if is_float else w.n_in // 32, *e.parts(w), *second,
-        e.at(x), row_bytes(x), e.at(y), row_bytes(y), bias, residual, activation,
+        e.at(x), row_bytes(x), e.at(y), row_bytes(y), bias, residual, activation, _records(e, op),
     ]  # fmt: skip
 
 
@@ -228,10 +233,14 @@ def _bind_rope(e: ThreadedExecutor, op: Op) -> list[int]:
 
 
 def _bind_kv_store(e: ThreadedExecutor, op: Op) -> list[int]:
-    k, v = op.reads
+    k, v = op.reads[:2]
     n_head_kv = op.attributes["n_head_kv"]
+    rotation = [0, 0, 0, 0]
+    if "rope" in op.attributes:
+        rope, table = op.attributes["rope"], op.reads[2]
+        rotation = [rope.n_pair, e.at(table), row_bytes(table), int(rope.is_neox)]
     pages = e.page_addresses(op.attributes["layer"])
-    return [n_head_kv, k.n_col // n_head_kv, e.at(k), row_bytes(k), e.at(v), row_bytes(v), *pages]
+    return [n_head_kv, k.n_col // n_head_kv, e.at(k), row_bytes(k), e.at(v), row_bytes(v), *pages, *rotation]
 
 
 def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
@@ -244,6 +253,7 @@ def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
     return [
         a["n_head"], a["n_head_kv"], n_embd_head, e.at(q), row_bytes(q), e.at(y), row_bytes(y),
         *e.page_addresses(a["layer"]), f32_bits(a["scale"]), f32_bits(a["softcap"]), a["window"],
+        _records(e, op),
     ]  # fmt: skip
 
 

@@ -19,10 +19,12 @@ Record words after the two that all share:
 
 =========  ===================================================================================
 kv_store   2 key heads, 3 columns of a head, 4 k, 5 row bytes of k, 6 v, 7 row bytes of v,
-           8 keys, 9 values (addresses of the layer's page 0), 10 page bytes
+           8 keys, 9 values (addresses of the layer's page 0), 10 page bytes, 11 pairs of k to rotate first (0:
+           none), 12 table, 13 row bytes of the table, 14 pairing as for ``rope``
 attention  2 heads, 3 key heads, 4 columns of a head, 5 q, 6 row bytes of q, 7 y, 8 row bytes of y,
            9 keys, 10 values, 11 page bytes, 12 scale (f32 bits), 13 soft cap (f32 bits, 0: none),
-           14 window in slots (0: none)
+           14 window in slots (0: none), 15 activation records of y to write as well, or 0 (heads of a
+           multiple of 32 columns)
 =========  ===================================================================================
 """
 
@@ -44,6 +46,8 @@ from .layout import (
     PAGE_SLOTS, ROW_ANCESTORS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_SLOT, ROW_VISIBLE_START, ROW_VISIBLE_STOP,
     ROWS,
 )  # fmt: skip
+from .quantize import quantize_block, record_address
+from .rope import rotate_head
 from .rows import first_unit
 from .vector_math import exp, tanh
 
@@ -88,6 +92,10 @@ def _kv_store(record, batch, worker, n_worker):
         values = load_i64(record + 72) + page + 2 * n_embd_head * (PAGE_SLOTS * head + lane)
         k = load_i64(record + 32) + tok * load_i64(record + 40) + 4 * n_embd_head * head
         v = load_i64(record + 48) + tok * load_i64(record + 56) + 4 * n_embd_head * head
+        n_pair, table_step = load_i64(record + 88), load_i64(record + 104)
+        if n_pair > 0:
+            table = load_i64(record + 96) + tok * table_step
+            rotate_head(k, table, table + table_step // 2, n_pair, load_i64(record + 112))
         for i in range(0, n_embd_head, 16):
             store_halves_strided(keys + 32 * i, 32, load_f32x16(k + 4 * i))
             store_f16x16(values + 2 * i, load_f32x16(v + 4 * i))
@@ -236,6 +244,8 @@ def _make_attend(n_column: int) -> Any:
                 query = load_f32x16(q + 4 * i) if t < n_row else splat(_ZERO)
                 store_f32x16(scratch + _QUERIES + 4 * (n_embd_head * c + i), query)
         attend(record, rows, head_kv, first, last, scratch)
+        records, n_tok = load_i64(record + 120), load_i64(batch + load_i64(record + 8))
+        n_block = load_i64(record + 16) * n_embd_head // 32
         for c in range(n_row * n_head):
             t = c // n_head
             y = load_i64(record + 56) + (tok + t) * load_i64(record + 64)
@@ -245,6 +255,11 @@ def _make_attend(n_column: int) -> Any:
                 value = load_f32x16(scratch + _TOTAL_VALUES + 64 * (i // 16 * n_column + c))
                 # Adding zero makes -0 into 0: a page that a column does not see may leave either.
                 store_f32x16(y + 4 * i, add(mul(value, inverse), splat(_ZERO)))
+            if records != 0:
+                for i in range(0, n_embd_head, 32):
+                    block = (n_embd_head * (head_start + c - t * n_head) + i) // 32
+                    out = record_address(records, n_tok, n_block, tok + t, block)
+                    quantize_block(load_f32x16(y + 4 * i), load_f32x16(y + 4 * i + 64), out)
 
     return attend_rows
 

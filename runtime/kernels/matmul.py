@@ -19,6 +19,7 @@ Record words (after the two that all share; addresses are of the first row group
 16     bias (f32, padded to 16 rows) or 0
 17     residual: f32 rows added to the result, or 0
 18     activation: 0 none (one matrix), 1 silu, 2 gelu
+19     activation records of y to write as well, or 0 (an even number of row groups)
 =====  ===============================================================================
 """
 
@@ -41,6 +42,7 @@ from ..simd.vector import (
     where_less,
 )  # fmt: skip
 from .layout import TOKEN_GROUP
+from .quantize import quantize_block, record_address
 from .vector_math import gelu, silu
 
 # Row groups that stay in the second-level cache while all tokens pass over them.
@@ -395,6 +397,16 @@ def _finish(record, scratch, tok, n_tok, row_group):
         store_f32x16(y + offset, value)
 
 
+@device(void(int64, int64, int64, int64, int64, int64), is_inlined=False)
+def _quantize_pair(record, records, n_tok, tok, n, block):
+    """Write the activation records of 32 finished columns of ``n`` tokens."""
+    y, y_step, n_block = load_i64(record + 112), load_i64(record + 120), load_i64(record + 16) // 2
+    for t in range(tok, tok + n):
+        address = y + t * y_step + 128 * block
+        out = record_address(records, n_tok, n_block, t, block)
+        quantize_block(load_f32x16(address), load_f32x16(address + 64), out)
+
+
 def matmul_kernel(name: str, target: Target) -> Kernel:
     """Return the matmul kernel of a packed format for a target."""
     packed = PACKED_FORMATS[GgmlType[name]]
@@ -409,7 +421,11 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
         n_tok = load_i64(batch + load_i64(record + 8))
         n_row_group, n = load_i64(record + 16), load_i64(record + 24)
         x = load_i64(record + 96)
-        row_start, row_stop = n_row_group * worker // n_worker, n_row_group * (worker + 1) // n_worker
+        records = load_i64(record + 152)
+        # A record covers two row groups: both must be the same worker's.
+        step = 2 if records != 0 else 1
+        row_start = n_row_group // step * worker // n_worker * step
+        row_stop = n_row_group // step * (worker + 1) // n_worker * step
         n_matrix = 1 if load_i64(record + 144) == 0 else 2
         n_unit = n // groups_per_unit
         scratch = _scratch()
@@ -433,5 +449,7 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
                             n, x_group, x_block, x_tok, scratch + 64 * TOKEN_GROUP * matrix, width,
                         )  # fmt: skip
                     _finish(record, scratch, tok, width, row_group)
+                    if records != 0 and row_group % 2 == 1:
+                        _quantize_pair(record, records, n_tok, tok, width, row_group // 2)
 
     return Kernel(f"matmul_{name.lower()}", _OP, matmul)
