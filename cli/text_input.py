@@ -53,14 +53,15 @@ def decode(data: bytes, where: str) -> str:
 def argument_text(text: str, where: str) -> str:
     """Return text from the command line.
 
+    Bytes that the locale does not know arrive as lone surrogates; they may be UTF-8 all the same.
+
     Raises:
-        ConfigError: its bytes were not UTF-8 (Python passes such bytes on as lone surrogates).
+        ConfigError: they are not.
     """
     try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
         raise ConfigError(f"{where}: not UTF-8 text") from None
-    return text
 
 
 def unescape(text: str) -> str:

@@ -175,3 +175,9 @@ def test_interrupt_ends_the_line_and_exits_130(cli, engine, model):
     result = cli("run", model, "-p", "x")
     assert (result.code, result.out) == (130, "partial\n")
     assert "Traceback" not in result.err
+
+
+def test_argument_in_a_locale_without_unicode(cli, engine, model):
+    engine.replies = ["ok"]
+    cli("run", model, "--raw", "-p", "hé".encode().decode("ascii", "surrogateescape"))
+    assert engine.prompts == ["hé"]
