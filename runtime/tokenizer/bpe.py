@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from functools import cached_property
-from itertools import groupby
-from typing import Any
+from itertools import groupby, repeat
+from typing import Any, cast
 
 from ...formats.metadata import Metadata
 from .base import Tokenizer, code_points, has_escaped_bytes
@@ -87,7 +87,7 @@ class BpeTokenizer(Tokenizer):
         try:
             model = models.BPE(
                 ids,
-                list(map(_pair, merges)),
+                _pairs(merges),
                 ignore_merges=self._pre.ignore_merges,
                 byte_fallback=not self._pre.byte_level,
             )
@@ -107,8 +107,8 @@ class BpeTokenizer(Tokenizer):
     @cached_property
     def _ranks(self) -> dict[tuple[str, str], int]:
         ranks: dict[tuple[str, str], int] = {}
-        for rank, text in enumerate(self._merges):
-            ranks.setdefault(_pair(text), rank)
+        for rank, pair in enumerate(_pairs(self._merges)):
+            ranks.setdefault(pair, rank)
         return ranks
 
     def _encode_text(self, text: str, *, is_after_special: bool) -> list[int]:  # noqa: ARG002 - no space prefix
@@ -171,10 +171,10 @@ class BpeTokenizer(Tokenizer):
             )
 
 
-def _pair(text: str) -> tuple[str, str]:
-    """Return the two sides of a merge: the first space that is not its first character separates them."""
-    pair = text.split(" ")
-    if len(pair) == 2 and pair[0]:
-        return pair[0], pair[1]
-    at = text.find(" ", 1)
-    return (text[:at], text[at + 1 :]) if at > 0 else ("", "")
+def _pairs(merges: list[str]) -> list[tuple[str, str]]:
+    """Return the two sides of every merge: the first space that is not its first character separates them."""
+    pairs = list(map(tuple, map(str.split, merges, repeat(" "))))
+    if set(map(len, pairs)) <= {2} and all(pair[0] for pair in pairs):  # the usual case, 0.05 s for 150,000
+        return cast("list[tuple[str, str]]", pairs)
+    ends = [text.find(" ", 1) for text in merges]
+    return [(text[:end], text[end + 1 :]) if end > 0 else ("", "") for text, end in zip(merges, ends, strict=True)]

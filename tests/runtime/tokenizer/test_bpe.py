@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrun.formats.errors import FormatError
-from llmrun.runtime.tokenizer.bpe import BYTE_TO_CHAR
+from llmrun.runtime.tokenizer.bpe import BYTE_TO_CHAR, _pairs
 from llmrun.runtime.tokenizer.bpe_merge import merge
 
 from .tiny_vocabularies import byte_level, open_tokenizer, text_level
@@ -92,6 +92,12 @@ def test_merges_that_the_library_cannot_have_run_without_it(tmp_path, merges):
     tokenizer = open_tokenizer(tmp_path, metadata)
     assert tokenizer._library is None
     assert [tokenizer.piece(i) for i in tokenizer.encode("the")] == [b"th", b"e"]
+
+
+def test_a_space_can_be_a_part_of_a_merge():
+    assert _pairs(["a b", "  c", "d e f", "g"]) == [("a", "b"), (" ", "c"), ("d", "e f"), ("", "")]
+    assert _pairs(["a b", "c d"]) == [("a", "b"), ("c", "d")]
+    assert _pairs([]) == []
 
 
 def test_bytes_that_are_not_utf8_are_replaced(tokenizer):
