@@ -421,6 +421,7 @@ def load_program(
         FormatError: the architecture is not supported, or a key or tensor does not fit.
     """
     model = build_model(file.metadata, weights, n_ctx)
+    weights.check_all_used()
     program = lower(model.program)
     return model, fuse(program) if is_fused else program
 

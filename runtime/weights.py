@@ -31,6 +31,7 @@ F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 PACK_GROUPS = 64  # row groups that a thread packs at a time
+ALTERNATIVES = ("rope_factors_", "rope_freqs")  # one of several sets of rotation factors is used
 VECTOR_PAD = 32  # columns; kernels read vectors in whole blocks
 
 
@@ -72,6 +73,7 @@ class GgufWeights:
         self._n_thread = n_thread or os.cpu_count() or 1
         self._packed: dict[Weight, PackedTensor] = {}
         self._run_types: dict[str, GgmlType] = {}
+        self._described: set[str] = set()
 
     def has(self, name: str) -> bool:
         """Return whether the file has a tensor."""
@@ -79,6 +81,7 @@ class GgufWeights:
 
     def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self._file.tensors.get(name)
+        self._described.add(name)
         if info is None:
             raise FormatError(f"{self._file.path}: tensor '{name}' is missing")
         if info.shape != shape:
@@ -106,6 +109,20 @@ class GgufWeights:
         """
         self._info(name, (n_in,))
         return Weight(name, 0, n_in, "F32")
+
+    def check_all_used(self) -> None:
+        """Refuse a file with tensors that the model did not ask for: nothing is dropped silently.
+
+        Raises:
+            FormatError: with the first such tensor.
+        """
+        unused = [n for n in self._file.tensors if n not in self._described and not n.startswith(ALTERNATIVES)]
+        if unused:
+            others = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
+            arch = self._file.metadata.get("general.architecture")
+            raise FormatError(
+                f"{self._file.path}: tensor '{unused[0]}'{others} is not part of a {arch} model as llmrun runs it"
+            )
 
     def split(self, weight: Weight, n_rows: Sequence[int]) -> list[Weight]:
         """Describe consecutive rows of a matrix as matrices of their own."""
