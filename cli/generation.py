@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import ConfigError
 from .options import LoadOptions, SamplingOptions
@@ -144,7 +144,7 @@ def generate(session: Session, ids: list[int], params: GenerationParams) -> Gene
     """
     with ProgressBar("reading the prompt") as progress:
         on_prefill = partial(progress, "reading the prompt")
-        tokens = cast("Generator[GeneratedToken]", session.generate(ids, params, on_prefill=on_prefill))
+        tokens = session.generate(ids, params, on_prefill=on_prefill)
         try:
             token = next(tokens, None)
         except BaseException:

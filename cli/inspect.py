@@ -141,7 +141,7 @@ def _program_lines(file: GgufFile) -> list[str]:
 
 def _memory_size(file: GgufFile) -> str:
     """Return what the weights take once they are packed, or why that is not known."""
-    from ..runtime.engine import load_program
+    from ..runtime.engine import load_program, streamed_weights
     from ..runtime.weights import GgufWeights
 
     weights = GgufWeights(file)
@@ -149,5 +149,4 @@ def _memory_size(file: GgufFile) -> str:
         _, program = load_program(file, weights, None, is_fused=False)
     except LlmrunError as error:
         return f"cannot be run: {error}"
-    matrices = dict.fromkeys(w for op in program.ops if op.kind == "matmul" for w in op.weights)
-    return size(weights.packed_bytes(matrices))
+    return size(weights.packed_bytes(streamed_weights(program)))

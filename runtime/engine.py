@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -67,7 +67,10 @@ class GenerationParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneratedToken:
-    """One token: its id, the text that became complete with it, and the likeliest tokens in its place."""
+    """One token: its id, the text that became complete with it, and the likeliest tokens in its place.
+
+    Text that was held back until the end comes with the id -1.
+    """
 
     token_id: int
     text: str
@@ -175,14 +178,14 @@ class Engine:
             n_ubatch = min(n_ubatch, n_ctx or hp.n_ctx_train)
             n_out = max(1, min(n_ubatch, LOGITS_BYTES // (4 * hp.n_vocab)))
             memory = MemoryPlan(
-                weight_bytes=weights.packed_bytes(_streamed(program)),
+                weight_bytes=weights.packed_bytes(streamed_weights(program)),
                 slot_bytes=KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head),
                 arena_bytes=LOGITS_BYTES + n_ubatch * 4 * (8 * hp.n_embd + 4 * hp.n_ff),
                 available_bytes=available_bytes(),
             )
             n_ctx_used = choose_context(memory, file.path, wanted=n_ctx, n_ctx_train=hp.n_ctx_train)
             kernels = KernelSet(kernels_of(program), target, on_progress=on_progress)
-            weights.load(_streamed(program), on_progress)
+            weights.load(streamed_weights(program), on_progress)
             file.check_unchanged()
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx_used + PAGE_SLOTS)
             team = Team(kernels, threads)
@@ -277,7 +280,7 @@ class Session:
         params: GenerationParams,
         *,
         on_prefill: Callable[[int, int], None] | None = None,
-    ) -> Iterator[GeneratedToken]:
+    ) -> Generator[GeneratedToken]:
         """Yield the tokens of one answer.
 
         Args:
@@ -340,7 +343,7 @@ class Session:
                 rest, is_stopped = stops.feed(decoder.flush())
                 rest += "" if is_stopped else stops.flush()
                 if rest:
-                    yield GeneratedToken(token_id=history[-1], text=rest)
+                    yield GeneratedToken(token_id=-1, text=rest)
         finally:
             stats.decode_s = time.perf_counter() - first_at if first_at else 0.0
 
@@ -426,7 +429,7 @@ def load_program(
     return model, fuse(program) if is_fused else program
 
 
-def _streamed(program: Program) -> list[Any]:
+def streamed_weights(program: Program) -> list[Any]:
     """Return the matrices that every pass reads; embeddings are only looked up."""
     return list(dict.fromkeys(w for op in program.ops if op.kind == "matmul" for w in op.weights if w.n_out))
 
@@ -440,7 +443,7 @@ def _info(file: GgufFile, model: Model, weights: GgufWeights, program: Program) 
         quant=quant_name(file),
         n_params=weights.n_params(),
         file_bytes=file.n_bytes,
-        packed_bytes=weights.packed_bytes(_streamed(program)),
+        packed_bytes=weights.packed_bytes(streamed_weights(program)),
         n_ctx_train=hp.n_ctx_train,
         n_vocab=hp.n_vocab,
         n_layer=hp.n_layer,

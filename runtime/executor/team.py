@@ -65,6 +65,11 @@ class Team:
         for worker in self._workers:
             worker.start()
 
+    @property
+    def stop_address(self) -> int:
+        """Address of the word that asks kernels to give a pass up."""
+        return self._address + STOP
+
     def run(self, program: int, n_op: int, batch: int, *, is_long: bool = False) -> None:
         """Run one pass; returns when every worker is done.
 

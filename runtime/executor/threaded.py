@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ...formats.errors import ConfigError
 from ..batch import Batch
 from ..kernels.kernel_set import KernelSet
-from ..kernels.layout import BARRIER_WORD, N_OUT, N_TOK, RECORD_WORDS
+from ..kernels.layout import BARRIER_WORD, BATCH_STOP, N_OUT, N_TOK, RECORD_WORDS
 from ..kv_cache import KvPages
 from ..program import Buffer, Op, Program, Rope, Weight
 from ..weights import WeightSource
@@ -106,6 +106,7 @@ class ThreadedExecutor:
             assert batch.vectors is not None
             x[is_token] = self._weights.rows(self._embed.weights[0], batch.token_ids[is_token])
             x[~is_token] = batch.vectors[~is_token]
+        batch.record[BATCH_STOP // 8] = self._team.stop_address
         n_op = self._n_op if batch.n_out else self._n_op_body
         self._team.run(int(self._records.ctypes.data), n_op, int(batch.record.ctypes.data), is_long=is_long)
 

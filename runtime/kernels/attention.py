@@ -46,7 +46,7 @@ from .layout import (
     PAGE_SLOTS, ROW_ANCESTORS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_SLOT, ROW_VISIBLE_START, ROW_VISIBLE_STOP,
     ROWS,
 )  # fmt: skip
-from .quantize import quantize_block, record_address
+from .quantize import is_given_up, quantize_block, record_address
 from .rope import rotate_head
 from .rows import first_unit
 from .vector_math import exp, tanh
@@ -321,6 +321,8 @@ def attention_kernel(target: Target) -> Kernel:
         while unit < n_tile * n_head_kv:
             tok, head_kv = unit // n_head_kv * rows_per_tile, unit % n_head_kv
             stop = smaller(tok + rows_per_tile, n_tok)
+            if is_given_up(batch) != 0:
+                return
             while tok < stop:
                 n_row = run_length(batch, tok, stop - tok)
                 for head in range(0, n_head, most):

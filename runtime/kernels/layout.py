@@ -17,6 +17,7 @@ N_TOK = 0  # rows of this pass
 ROWS = 8  # address of N_TOK row records
 N_OUT = 16  # rows whose outputs are wanted
 OUT_ROWS = 24  # address of N_OUT int64: their row numbers, ascending
+BATCH_STOP = 32  # address of a word that is not 0 when the pass is to be given up, or 0
 BATCH_WORDS = 8
 
 # Row record: one token in one sequence.

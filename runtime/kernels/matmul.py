@@ -42,7 +42,7 @@ from ..simd.vector import (
     where_less,
 )  # fmt: skip
 from .layout import TOKEN_GROUP
-from .quantize import quantize_block, record_address
+from .quantize import is_given_up, quantize_block, record_address
 from .vector_math import gelu, silu
 
 # Row groups that stay in the second-level cache while all tokens pass over them.
@@ -431,6 +431,8 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
         scratch = _scratch()
         for chunk in range(row_start, row_stop, ROW_CHUNK):
             for tok in range(0, n_tok, TOKEN_GROUP):
+                if is_given_up(batch) != 0:
+                    return
                 width = smaller(TOKEN_GROUP, n_tok - tok)
                 if is_float:
                     x_tok, x_block = load_i64(record + 104), 0

@@ -13,11 +13,11 @@ from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.tile import RECORD_BYTES, SCALE, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1, SUM, SUM_0, SUM_1
 from ..simd.vector import (
-    absolute, add, broadcast_f32, device, div, f32x16, fma, first_lane, int64, larger, load_f32x16,
+    absolute, add, atomic_load, broadcast_f32, device, div, f32x16, fma, first_lane, int64, larger, load_f32x16,
     load_i64, maximum, max_lanes, mul, round_to_i32, smaller, splat, splat_i32, sqrt, store_f32, store_i8x16,
     store_i32, sum_lanes, sum_lanes_i32, to_f32, void, where_less,
 )  # fmt: skip
-from .layout import TOKEN_GROUP
+from .layout import BATCH_STOP, TOKEN_GROUP
 
 _OP = void(*[int64] * 4)
 _ZERO, _ONE, _STEPS = np.float32(0), np.float32(1), np.float32(127)
@@ -42,6 +42,13 @@ def quantize_block(left, right, record):
     store_f32(record + SCALED_SUM_0, first_lane(mul(scale, to_f32(splat_i32(sum_left)))))
     store_f32(record + SCALED_SUM_1, first_lane(mul(scale, to_f32(splat_i32(sum_right)))))
     store_i32(record + 60, 0)
+
+
+@device(int64(int64))
+def is_given_up(batch):
+    """Whether the pass is to be given up; asked between pieces of long operations, so that Ctrl-C is not late."""
+    address = load_i64(batch + BATCH_STOP)
+    return 0 if address == 0 else atomic_load(address)
 
 
 @device(int64(int64, int64, int64, int64, int64))
