@@ -67,6 +67,8 @@ def compile_missing(names: list[str], target: Target) -> Iterable[tuple[str, byt
     Raises:
         RuntimeError: a kernel did not compile (a bug of llmrun, with the compiler's words).
     """
+    if not names:  # a start that finds its objects imports no Numba
+        return
     n_process = min(len(names), os.cpu_count() or 1)
     if n_process <= 1:
         yield from _compile_here(names, target)
