@@ -48,10 +48,13 @@ class CheckedExecutor:
         for op in self.program.ops:
             if not batch.n_out and any(b.rows == "out" for b in op.writes):
                 break
-            result = RULES[op.kind](self, op)
-            for buffer in op.writes:
-                is_quantized = buffer.kind == "q8" and not isinstance(result, _Rows)
-                self.buffers[buffer] = self._quantized(result) if is_quantized else result
+            self._run_op(op)
+
+    def _run_op(self, op: Op) -> None:
+        result = RULES[op.kind](self, op)
+        for buffer in op.writes:
+            is_quantized = buffer.kind == "q8" and not isinstance(result, _Rows)
+            self.buffers[buffer] = self._quantized(result) if is_quantized else result
 
     def output(self, name: str) -> F32:
         """Return a named output: [n_out, n_col]."""
@@ -61,8 +64,10 @@ class CheckedExecutor:
     # ---- one method per kind of operation ----------------------------------------------------
 
     def embed(self, op: Op) -> F32:
-        """Look up token embeddings."""
-        return self._weights.rows(op.weights[0], self._batch.token_ids)
+        """Look up token embeddings, or take given vectors."""
+        ids, vectors = self._batch.token_ids, self._batch.vectors
+        result = self._weights.rows(op.weights[0], np.maximum(ids, 0))
+        return result if vectors is None else np.where(ids[:, None] < 0, vectors, result)
 
     def scale(self, op: Op) -> F32:
         """Multiply by a number."""
