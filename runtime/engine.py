@@ -7,8 +7,7 @@ binds; a ``Session`` is one conversation with its own part of the KV cache.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.errors import CapacityError, ConfigError, LlmrunError
+from ..formats.errors import ConfigError, FormatError
 from ..formats.gguf import GgufFile
 from .batch import Batch
 from .executor.team import Team
@@ -30,11 +29,8 @@ from .memory import MemoryPlan, available_bytes, choose_context
 from .models import build_model
 from .models.model import Model
 from .program import Program
-from .sampling.chain import Sampler
-from .sampling.noise import NoiseKey
-from .sampling.settings import SamplerSettings
+from .session import GeneratedToken, GenerationParams, GenerationStats, Session
 from .simd.isa import choose_target
-from .stop_strings import StopStrings
 from .threads import default_threads
 from .weights import GgufWeights
 
@@ -42,62 +38,15 @@ if TYPE_CHECKING:
     from .chat_template import ChatTemplate
     from .tokenizer.base import Tokenizer
 
+__all__ = [
+    "Engine", "GeneratedToken", "GenerationParams", "GenerationStats", "ModelInfo", "Session", "load_program",
+    "streamed_weights",
+]  # fmt: skip
+
 LOGITS_BYTES = 64 << 20  # rows of logits that are made at once
 LONG_PASS_TOKENS = 16  # a pass of more rows leaves the main thread free for Ctrl-C
 Progress = Callable[[str, int, int], None]
 F32 = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationParams:
-    """How one answer is made.
-
-    ``sample`` counts the answers to one prompt: the same seed and sample give the same text. ``max_tokens``
-    None means until the end of the turn or of the context.
-    """
-
-    sampler: SamplerSettings
-    seed: int
-    sample: int = 0
-    max_tokens: int | None = None
-    stop: tuple[str, ...] = ()
-    n_logprobs: int = 0
-    ignore_eos: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedToken:
-    """One token: its id, the text that became complete with it, and the likeliest tokens in its place.
-
-    Text that was held back until the end comes with the id -1.
-    """
-
-    token_id: int
-    text: str
-    logprobs: tuple[tuple[int, float], ...] | None = None  # (token id, ln of its probability)
-
-
-@dataclass(slots=True, kw_only=True)
-class GenerationStats:
-    """Numbers of one answer; complete when its generator has ended or was closed."""
-
-    n_prompt: int = 0
-    n_cached: int = 0  # of the prompt, reused from the KV cache
-    n_generated: int = 0
-    prefill_s: float = 0.0
-    first_token_s: float = 0.0
-    decode_s: float = 0.0  # from the first token on
-    finish_reason: str = ""  # "stop", "length" or "cancelled"
-
-    @property
-    def prefill_tps(self) -> float:
-        """Prompt tokens computed per second."""
-        return (self.n_prompt - self.n_cached) / self.prefill_s if self.prefill_s else 0.0
-
-    @property
-    def decode_tps(self) -> float:
-        """Generated tokens per second, the first one left out."""
-        return (self.n_generated - 1) / self.decode_s if self.n_generated > 1 and self.decode_s else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,10 +80,10 @@ class Engine:
         self.n_threads: int = parts["n_threads"]
         self.isa: str = parts["isa"]
         self.notices: list[str] = parts["notices"]
-        self._executor: ThreadedExecutor = parts["executor"]
-        self._pages: KvPages = parts["pages"]
+        self.executor: ThreadedExecutor = parts["executor"]
+        self.pages: KvPages = parts["pages"]
         self._team: Team = parts["team"]
-        self._lock = threading.Lock()  # one pass at a time
+        self.lock = threading.Lock()  # one pass at a time
 
     @classmethod
     def open(
@@ -192,7 +141,7 @@ class Engine:
             executor = ThreadedExecutor(program, weights, pages, kernels, team, n_tok=n_ubatch, n_out=n_out)
             tokenizer, template = vocabulary.result()
             if tokenizer.n_vocab != hp.n_vocab:
-                raise LlmrunError(f"{path}: {tokenizer.n_vocab} tokens, expected {hp.n_vocab}")
+                raise FormatError(f"{path}: {tokenizer.n_vocab} tokens, expected {hp.n_vocab}")
             notices = list(kernels.notices)
             wanted = n_ctx or hp.n_ctx_train
             if n_ctx_used < wanted:
@@ -220,19 +169,19 @@ class Engine:
         Raises:
             CapacityError: the ids do not fit the context.
         """
-        sequence = KvSequence(self._pages, self.n_ctx)
+        sequence = KvSequence(self.pages, self.n_ctx)
         try:
             position = 0
             while position < len(ids):
-                limit = self._executor.n_tok if position < first else min(self._executor.n_tok, self._executor.n_out)
+                limit = self.executor.n_tok if position < first else min(self.executor.n_tok, self.executor.n_out)
                 stop = min(len(ids), position + limit)
                 if position < first:
                     stop = min(stop, first)
                 wanted = range(max(first, position), stop)
-                with self._lock:
+                with self.lock:
                     n_row = self.run_tokens(sequence, ids[position:stop], [i - position for i in wanted])
                     if n_row:
-                        yield self._executor.output("logits", n_row)
+                        yield self.executor.output("logits", n_row)
                 position = stop
         finally:
             sequence.close()
@@ -243,7 +192,7 @@ class Engine:
         sequence.append(len(ids))
         try:
             batch = Batch.of_tokens(sequence.page_table, past, ids, out_rows)
-            self._executor.run(batch, is_long=len(ids) > LONG_PASS_TOKENS)
+            self.executor.run(batch, is_long=len(ids) > LONG_PASS_TOKENS)
         except BaseException:
             sequence.rollback(past)
             raise
@@ -263,126 +212,6 @@ class Engine:
     ) -> None:
         """Close."""
         self.close()
-
-
-class Session:
-    """One conversation: the token ids whose keys and values are cached, and what generates more."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._sequence = KvSequence(engine._pages, engine.n_ctx)
-        self.tokens: list[int] = []
-        self.stats = GenerationStats()
-
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        params: GenerationParams,
-        *,
-        on_prefill: Callable[[int, int], None] | None = None,
-    ) -> Generator[GeneratedToken]:
-        """Yield the tokens of one answer.
-
-        Args:
-            prompt_ids: the whole conversation so far; what is already cached of it is not computed again.
-            params: how to sample, and when to stop.
-            on_prefill: called as (done, total) while the prompt is computed.
-
-        Raises:
-            CapacityError: the prompt does not fit the context.
-        """
-        from .tokenizer.stream_decoder import StreamDecoder
-
-        engine, stats = self._engine, GenerationStats(n_prompt=len(prompt_ids))
-        self.stats = stats
-        if not prompt_ids:
-            raise ConfigError("the prompt is empty: expected at least one token")
-        if len(prompt_ids) >= engine.n_ctx:
-            raise CapacityError(f"prompt of {len(prompt_ids)} tokens does not fit the context of {engine.n_ctx} tokens")
-        tokenizer = engine.tokenizer
-        ends = tokenizer.eog_ids if engine.template is None else tokenizer.eog_ids | engine.template.end_of_turn
-        sampler = Sampler(
-            params.sampler,
-            engine.info.n_vocab,
-            lambda i: tokenizer.piece(i, special=True),
-            ends,
-            ignore_eos=params.ignore_eos,
-        )
-        decoder, stops = StreamDecoder(tokenizer), StopStrings(params.stop)
-        started = time.perf_counter()
-        stats.finish_reason = "cancelled"
-        logits = self._prefill(prompt_ids, stats, on_prefill)
-        stats.prefill_s = time.perf_counter() - started
-        history = list(prompt_ids)
-        first_at = 0.0
-        try:
-            while True:
-                if params.max_tokens is not None and stats.n_generated >= params.max_tokens:
-                    stats.finish_reason = "length"
-                    break
-                token_id = sampler.pick(logits, history, NoiseKey(params.seed, params.sample, len(history)))
-                logprobs = tuple(sampler.top_logprobs(logits, params.n_logprobs)) if params.n_logprobs else None
-                stats.n_generated += 1
-                if stats.n_generated == 1:
-                    first_at = time.perf_counter()
-                    stats.first_token_s = first_at - started
-                history.append(token_id)
-                if token_id in ends and not params.ignore_eos:
-                    stats.finish_reason = "stop"
-                    break
-                text, is_stopped = stops.feed(decoder.feed(token_id))
-                yield GeneratedToken(token_id=token_id, text=text, logprobs=logprobs)
-                if is_stopped:
-                    stats.finish_reason = "stop"
-                    break
-                if self._sequence.n_past >= engine.n_ctx:
-                    stats.finish_reason = "length"
-                    break
-                logits = self._step(token_id)
-            if not stops.is_stopped:
-                rest, is_stopped = stops.feed(decoder.flush())
-                rest += "" if is_stopped else stops.flush()
-                if rest:
-                    yield GeneratedToken(token_id=-1, text=rest)
-        finally:
-            stats.decode_s = time.perf_counter() - first_at if first_at else 0.0
-
-    def _prefill(
-        self, ids: Sequence[int], stats: GenerationStats, on_prefill: Callable[[int, int], None] | None
-    ) -> NDArray[np.float32]:
-        """Compute what is not cached yet; return the logits after the last token."""
-        n_same = next(
-            (i for i, (a, b) in enumerate(zip(self.tokens, ids, strict=False)) if a != b),
-            min(len(self.tokens), len(ids)),
-        )
-        n_same = min(n_same, len(ids) - 1)  # the last token's logits are wanted
-        self._sequence.rollback(n_same)
-        del self.tokens[n_same:]
-        stats.n_cached = n_same
-        executor = self._engine._executor
-        while len(self.tokens) < len(ids):
-            chunk = ids[len(self.tokens) : len(self.tokens) + executor.n_tok]
-            is_last = len(self.tokens) + len(chunk) == len(ids)
-            with self._engine._lock:
-                self._engine.run_tokens(self._sequence, chunk, [len(chunk) - 1] if is_last else [])
-                result: F32 | None = executor.output("logits", 1)[0].copy() if is_last else None
-            self.tokens.extend(chunk)
-            if on_prefill:
-                on_prefill(len(self.tokens) - n_same, len(ids) - n_same)
-        assert result is not None
-        return result
-
-    def _step(self, token_id: int) -> NDArray[np.float32]:
-        with self._engine._lock:
-            self._engine.run_tokens(self._sequence, [token_id], [0])
-            self.tokens.append(token_id)
-            logits: F32 = self._engine._executor.output("logits", 1)[0].copy()
-            return logits
-
-    def close(self) -> None:
-        """Give the KV pages back."""
-        self._sequence.close()
-        self.tokens.clear()
 
 
 class _Background:

@@ -37,10 +37,10 @@ import numpy as np
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.tile import tile_operations
+from ..simd.scalar import larger, load_f32, load_i64, smaller, stack_bytes, store_f32, store_i64
 from ..simd.vector import (
-    add, broadcast_f32, device, div, fma, int64, larger, load_f16x16, load_f32, load_f32x16, load_i64, max_lanes,
-    maximum, mul, smaller, splat, stack_bytes, store_f16x16, store_f32, store_f32x16, store_halves_strided,
-    store_i64, sub, sum_lanes, void, where_between,
+    add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, max_lanes, maximum, mul, splat,
+    store_f16x16, store_f32x16, store_halves_strided, sub, sum_lanes, void, where_between,
 )  # fmt: skip
 from .layout import (
     PAGE_SLOTS, ROW_ANCESTORS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_SLOT, ROW_VISIBLE_START, ROW_VISIBLE_STOP,

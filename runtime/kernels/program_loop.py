@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
-from ..simd.vector import (
-    atomic_add, atomic_load, atomic_store, call_address, call_kernel, device, int64, load_i64, pause, void,
-)  # fmt: skip
+from ..simd.scalar import atomic_add, atomic_load, atomic_store, call_address, call_kernel, load_i64, pause
+from ..simd.vector import device, int64, void
 from .layout import (
     ARRIVED, BARRIER_WORD, BASE, BATCH, EPOCH, N_OP, N_WORKER, PROGRAM, RECORD_BYTES, SPIN_BARRIER, SPIN_IDLE, STOP,
     YIELD,

@@ -12,10 +12,10 @@ import numpy as np
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.tile import RECORD_BYTES, SCALE, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1, SUM, SUM_0, SUM_1
+from ..simd.scalar import atomic_load, larger, load_i64, smaller, store_f32, store_i32
 from ..simd.vector import (
-    absolute, add, atomic_load, broadcast_f32, device, div, f32x16, fma, first_lane, int64, larger, load_f32x16,
-    load_i64, maximum, max_lanes, mul, round_to_i32, smaller, splat, splat_i32, sqrt, store_f32, store_i8x16,
-    store_i32, sum_lanes, sum_lanes_i32, to_f32, void, where_less,
+    absolute, add, broadcast_f32, device, div, f32x16, first_lane, fma, int64, load_f32x16, max_lanes, maximum, mul,
+    round_to_i32, splat, splat_i32, sqrt, store_i8x16, sum_lanes, sum_lanes_i32, to_f32, void, where_less,
 )  # fmt: skip
 from .layout import BATCH_STOP, TOKEN_GROUP
 

@@ -16,9 +16,10 @@ from __future__ import annotations
 
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
+from ..simd.scalar import load_f32, load_f64, load_i64, store_f32
 from ..simd.vector import (
-    add, device, float64, int64, load_even, load_f32, load_f32x16, load_f64, load_i64, load_odd, mul,
-    round_f64, store_f32, store_f32x16, store_interleaved, sub, to_single, void,
+    add, device, float64, int64, load_even, load_f32x16, load_odd, mul, round_f64, store_f32x16, store_interleaved,
+    sub, to_single, void,
 )  # fmt: skip
 from .layout import ROW_BYTES, ROW_POSITION, ROWS
 from .rows import first_unit

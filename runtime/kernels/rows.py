@@ -18,9 +18,8 @@ from __future__ import annotations
 
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
-from ..simd.vector import (
-    add, broadcast_f32, device, div, int64, larger, load_f32x16, load_i64, mul, smaller, store_f32x16, void,
-)  # fmt: skip
+from ..simd.scalar import larger, load_i64, smaller
+from ..simd.vector import add, broadcast_f32, device, div, int64, load_f32x16, mul, store_f32x16, void
 from .layout import OUT_ROWS
 from .quantize import inverse_rms
 from .vector_math import gelu, silu, tanh

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..simd.vector import (
-    add, add_i32, as_f32, device, div, f32x16, fma, maximum, minimum, mul, round_even, round_to_i32, shift_left,
-    splat, splat_i32, sub, where_less,
+    add, add_i32, as_f32, device, div, f32x16, fma, maximum, minimum, mul, round_even, round_to_i32, shift_left, splat,
+    splat_i32, sub, where_less,
 )  # fmt: skip
 
 EXP_MIN, EXP_MAX = np.float32(-87.33654), np.float32(88.02)  # below: 0; above: clamped
