@@ -1,8 +1,11 @@
 """Kernels compiled once per test run, and teams of threads that use them."""
 
 import pytest
+from gguf import GGMLQuantizationType
 
+from ..tiny_models import tiny_model_path
 from .machine import Machine
+from .runner import Runner
 
 
 @pytest.fixture(scope="session")
@@ -10,6 +13,38 @@ def machine():
     machine = Machine()
     yield machine
     machine.close()
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory):
+    """Return a function that writes a tiny model once and returns its path: (name, type="F32", overrides=None)."""
+    folder, paths = tmp_path_factory.mktemp("tiny"), {}
+
+    def path(name, ggml_type="F32", overrides=None):
+        key = name, ggml_type, str(overrides)
+        if key not in paths:
+            place = folder / str(len(paths))
+            place.mkdir()
+            kinds = {ending: GGMLQuantizationType[kind] for ending, kind in (overrides or {}).items()}
+            paths[key] = tiny_model_path(place, name, GGMLQuantizationType[ggml_type], kinds)
+        return paths[key]
+
+    return path
+
+
+@pytest.fixture
+def make_runner(machine, tiny_path):
+    """Return a function that makes runners, closed after the test: (model or (model, type), ...)."""
+    runners = []
+
+    def make(model, *args, **options):
+        names = (model,) if isinstance(model, str) else model
+        runners.append(Runner(machine, tiny_path(*names), *args, **options))
+        return runners[-1]
+
+    yield make
+    for runner in runners:
+        runner.close()
 
 
 @pytest.fixture(autouse=True)

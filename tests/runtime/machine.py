@@ -54,3 +54,8 @@ class Machine:
 def rng_for(*parts):
     """Return a random generator that depends on these words and numbers alone."""
     return np.random.default_rng([*str(parts).encode()])
+
+
+def token_ids(name, n_tok):
+    """Return random ids of ordinary tokens."""
+    return rng_for("ids", name).integers(0, 297, n_tok).tolist()

@@ -126,6 +126,13 @@ def test_windows(machine, window):
     check_all(machine, case, plain(1, 64, 65, 130, SEGMENT_SLOTS, SEGMENT_SLOTS + 65, SEGMENT_SLOTS + 130))
 
 
+@pytest.mark.parametrize("window", [0, 5, 70])
+@pytest.mark.parametrize("group", [1, 3, 4, 8])
+def test_consecutive_rows(machine, group, window):
+    """Rows of a prompt share tiles; no row's bits come from what another sees."""
+    check_all(machine, Case(170, group, 1, 16, window=window), plain(*range(121, 161)))
+
+
 @pytest.mark.parametrize("softcap", [5.0, 50.0])
 def test_soft_caps(machine, softcap):
     check_all(machine, Case(140, 4, 2, 32, softcap=softcap), plain(1, 17, 64, 140))

@@ -1,0 +1,129 @@
+"""The memory plan against a slow, independent check: live buffers never overlap, every conflict has a barrier."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmrun.runtime.executor.plan import plan, row_bytes
+from llmrun.runtime.fuse import fuse
+from llmrun.runtime.program import Buffer, Op, Program, Weight
+
+from ...tiny_models import MODELS
+
+
+def n_bytes(buffer, n_tok, n_out):
+    return (n_out if buffer.rows == "out" else n_tok) * row_bytes(buffer)
+
+
+def check(program, n_tok, n_out):
+    """Assert everything that a plan promises, pair by pair."""
+    result = plan(program, n_tok, n_out)
+    ops = program.ops
+    span = {b: range(o, o + n_bytes(b, n_tok, n_out)) for b, o in result.offsets.items()}
+    assert set(span) == set(program.buffers())
+    for buffer, place in span.items():
+        assert place.start % 64 == 0
+        assert 0 <= place.start
+        assert place.stop <= result.n_bytes
+        uses = [i for i, op in enumerate(ops) if buffer in op.reads or buffer in op.writes]
+        alive = range(uses[0], (len(ops) if buffer in program.outputs.values() else uses[-1]) + 1)
+        for other, other_place in span.items():
+            other_uses = [i for i, op in enumerate(ops) if other in op.reads or other in op.writes]
+            other_stop = len(ops) if other in program.outputs.values() else other_uses[-1]
+            if other is not buffer and max(alive.start, other_uses[0]) <= min(alive.stop - 1, other_stop):
+                assert max(place.start, other_place.start) >= min(place.stop, other_place.stop), (buffer, other)
+    for j, later in enumerate(ops):
+        for i, earlier in enumerate(ops[:j]):
+            if conflicts(earlier, later, span):
+                assert any(result.has_barrier[i:j]), f"no barrier between {i}: {earlier} and {j}: {later}"
+    if ops:
+        assert result.has_barrier[-1]
+    for i, op in enumerate(ops):
+        if op.kind == "select" and i:
+            assert result.has_barrier[i - 1], "a pass without outputs ends here: every worker must be done"
+    return result
+
+
+def memory(op, span, is_written):
+    """Return what an operation touches: (name of a memory, range of bytes)."""
+    touched = [("arena", span[b]) for b in (op.writes if is_written else op.reads)]
+    if op.kind == "kv_store" and is_written:
+        touched.append((f"pages of layer {op.attributes['layer']}", range(1)))
+    if op.kind == "attention" and not is_written:
+        touched.append((f"pages of layer {op.attributes['layer']}", range(1)))
+    return touched
+
+
+def conflicts(earlier, later, span):
+    """Whether one of two operations writes what the other touches."""
+    pairs = [(True, True), (True, False), (False, True)]
+    return any(
+        a == b and max(x.start, y.start) < min(x.stop, y.stop)
+        for first, second in pairs
+        for a, x in memory(earlier, span, first)
+        for b, y in memory(later, span, second)
+    )
+
+
+@st.composite
+def programs(draw):
+    """Random operations: fresh results, results in place, several results, pages; outputs among them."""
+    buffers = [Buffer("x", 16)]
+    ops = [Op("embed", (), (buffers[0],), (Weight("w", 1, 16, "F32"),))]
+    for i in range(draw(st.integers(0, 12))):
+        pick = st.sampled_from(buffers)
+        reads = tuple(draw(st.lists(pick, min_size=1, max_size=3, unique_by=id)))
+        kind = draw(st.sampled_from(["new", "new", "new", "in place", "two", "kv_store", "attention"]))
+        attributes = {"layer": draw(st.integers(0, 1))} if kind in ("kv_store", "attention") else {}
+        if kind == "in place":
+            writes = (reads[0],)
+        elif kind == "kv_store":
+            writes = ()
+        else:
+            widths = [32 * draw(st.integers(1, 9)) for _ in range(2 if kind == "two" else 1)]
+            kinds = [draw(st.sampled_from(["f32", "q8", "rope"])) for _ in widths]
+            rows = draw(st.sampled_from(["tok", "tok", "out"]))
+            writes = tuple(Buffer(f"b{i}", w, rows, k) for w, k in zip(widths, kinds, strict=True))
+        buffers += [b for b in writes if b not in buffers]
+        ops.append(Op(kind, reads, writes, (), attributes))
+    used = [b for op in ops for b in (*op.reads, *op.writes)]
+    outputs = draw(st.lists(st.sampled_from(used), max_size=2, unique_by=id))
+    return Program(ops, {f"out{i}": b for i, b in enumerate(outputs)}, 2)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(programs(), st.integers(1, 40), st.integers(1, 40))
+def test_random_programs(program, n_tok, n_out):
+    check(program, n_tok, n_out)
+
+
+@pytest.mark.parametrize("name", [n for n in MODELS if n != "gemma2_27b"])
+@pytest.mark.parametrize("is_fused", [False, True])
+def test_programs_of_models(make_runner, name, is_fused):
+    for ggml_type in ("F32", "Q8_0"):
+        program = make_runner((name, ggml_type), is_fused=False).program
+        check(fuse(program) if is_fused else program, 64, 3)
+
+
+def test_memory_is_used_again(make_runner):
+    """Seven layers need hardly more room than the largest operations of one."""
+    program = make_runner(("gemma3", "Q8_0")).program
+    result = check(program, 64, 64)
+    total = sum(n_bytes(b, 64, 64) for b in program.buffers())
+    assert result.n_bytes < total / 4
+
+
+def test_a_missing_barrier_is_found():
+    """The check itself: a plan without barriers does not pass."""
+    x, y, z = (Buffer(n, 16) for n in "xyz")
+    program = Program([Op("embed", (), (x,)), Op("a", (x,), (y,)), Op("b", (y,), (z,))], {"out": z}, 1)
+    span = {b: range(i * 64, i * 64 + 64) for i, b in enumerate((x, y, z))}
+    assert conflicts(program.ops[1], program.ops[2], span)
+    assert not conflicts(program.ops[0], program.ops[2], span)
+    assert plan(program, 1, 1).has_barrier[1]
+
+
+def test_rows_of_kernels_are_padded_to_vectors():
+    assert [row_bytes(Buffer("x", n)) for n in (1, 16, 17)] == [64, 64, 128]
+    assert row_bytes(Buffer("x", 96, kind="q8")) == 3 * 64
+    assert row_bytes(Buffer("x", 2 * 17, kind="rope")) == 2 * 128
