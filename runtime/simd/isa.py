@@ -11,7 +11,6 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from ...formats.errors import ConfigError
 
@@ -156,17 +155,23 @@ def check_cpu() -> None:
     Raises:
         ConfigError: with the instruction sets that are missing.
     """
-    cpuinfo = Path("/proc/cpuinfo")
-    if family() != "x86" or not cpuinfo.exists():
+    if family() != "x86" or sys.platform == "darwin":  # every Mac that runs a supported macOS has them
         return
-    flags: set[str] = set()
-    with cpuinfo.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.startswith("flags"):
-                flags = set(line.partition(":")[2].split())
-                break
-    missing = {"ssse3", "sse4_1", "sse4_2", "popcnt", "cx16"} - flags
-    if flags and missing:
-        raise ConfigError(
-            f"this CPU lacks {', '.join(sorted(missing))}: llmrun needs at least x86-64-v2 (2009 or later)"
-        )
+    missing = sorted(_X86_V2.keys() - _x86_v2_features())
+    if missing:
+        raise ConfigError(f"this CPU lacks {', '.join(missing)}: llmrun needs at least x86-64-v2 (2009 or later)")
+
+
+_X86_V2 = {"ssse3": 9, "cx16": 13, "sse4.1": 19, "sse4.2": 20, "popcnt": 23}  # LLVM's names; bits of CPUID 1, ECX
+
+
+def _x86_v2_features() -> set[str]:
+    """Return those of ``_X86_V2`` that the CPU has; /proc/cpuinfo may be missing, or another CPU's under emulation."""
+    try:
+        cpuid = ctypes.CDLL(None).__x86_get_cpuid_feature_leaf  # glibc 2.33 and newer, 20 us
+    except (AttributeError, OSError, TypeError):
+        return set(cpu_features())  # 50 ms
+    cpuid.restype = ctypes.POINTER(ctypes.c_uint32 * 4)
+    cpuid.argtypes = [ctypes.c_uint]
+    ecx = cpuid(0).contents[2]
+    return {name for name, bit in _X86_V2.items() if ecx >> bit & 1}
