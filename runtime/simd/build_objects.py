@@ -1,7 +1,8 @@
 """Build kernels for other machines into a folder: ``python -m llmrun.runtime.simd.build_objects FOLDER``.
 
 The folder gets what a wheel carries: ``<fingerprint>/<target>/<kernel>.o``, and a stamp file with the
-fingerprint and the compilers' versions. ``setup.py`` calls this; ``make objects`` too.
+fingerprint and the compilers' versions. What is there already and current is kept. ``setup.py`` calls
+this; ``make objects`` too.
 """
 
 from __future__ import annotations
@@ -9,15 +10,16 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import shutil
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 from .isa import TARGETS, supported_targets
-from .object_cache import STAMP, compiler_fingerprint, source_fingerprint, write_object
+from .object_cache import STAMP, compiler_fingerprint, read_object, source_fingerprint, write_object
 
 MAX_PROCESSES = 16  # a compiling process takes about 300 MB
 HEAVY = ("attention", "matmul_")  # compiled first, so that no process is left alone with them at the end
@@ -40,43 +42,53 @@ def target_names(text: str) -> list[str]:
     return names
 
 
-def build(folder: Path, targets: Sequence[str], kernels: Iterable[str], n_process: int) -> Counter[str]:
-    """Compile kernels for targets, in several processes; return the bytes of each target's objects.
+def build(folder: Path, targets: Sequence[str], kernels: Iterable[str], n_process: int) -> int:
+    """Compile what is missing, in several processes; return the number of objects compiled.
 
     Raises:
         RuntimeError: a kernel did not compile.
         OSError: the folder cannot be written.
     """
-    order = sorted(kernels, key=lambda name: (not name.startswith(HEAVY), name))
-    jobs = [(target, kernel) for kernel in order for target in targets]
+    _clear_stale(folder)
     out = folder / source_fingerprint()
-    sizes: Counter[str] = Counter()
+    jobs: dict[tuple[str, tuple[object, ...]], list[str]] = {}  # targets by kernel and LLVM text
+    for kernel in sorted(kernels, key=lambda name: (not name.startswith(HEAVY), name)):
+        for target in targets:
+            if read_object(out / target / f"{kernel}.o") is None:
+                jobs.setdefault((kernel, TARGETS[target].lowering), []).append(target)
     context = multiprocessing.get_context("spawn")  # the same start on every system
+    names = [kernel for kernel, _ in jobs]
     with ProcessPoolExecutor(max(1, min(n_process, len(jobs))), mp_context=context) as pool:
-        for (target, kernel), data in zip(jobs, pool.map(_compile, jobs), strict=True):
-            write_object(out / target / f"{kernel}.o", data)
-            sizes[target] += len(data)
-    return sizes
-
-
-def _compile(job: tuple[str, str]) -> bytes:
-    from ..kernels.registry import build_kernel
-    from .compiler import compile_object  # here: imports Numba, which only the child processes need
-
-    target = TARGETS[job[0]]
-    return compile_object(build_kernel(job[1], target), target)
-
-
-def write_stamp(folder: Path) -> None:
-    """Write the file that tells a start the fingerprint."""
-    import llvmlite
-    import numba
-
+        for kernel, objects in zip(names, pool.map(_compile, names, jobs.values()), strict=True):
+            for target, data in objects.items():
+                write_object(out / target / f"{kernel}.o", data)
     folder.mkdir(parents=True, exist_ok=True)
-    text = (
-        f"{source_fingerprint()} numba {numba.__version__} llvmlite {llvmlite.__version__} {compiler_fingerprint()}\n"
-    )
-    (folder / STAMP).write_text(text, encoding="ascii")
+    (folder / STAMP).write_text(_stamp(), encoding="ascii")
+    return sum(map(len, jobs.values()))
+
+
+def _compile(kernel_name: str, targets: Sequence[str]) -> dict[str, bytes]:
+    """Return the kernel's object for each of some targets that share their LLVM text."""
+    from ..kernels.registry import build_kernel
+    from .compiler import compile_object, lower  # here: imports Numba, which only the child processes need
+
+    kernel = build_kernel(kernel_name, TARGETS[targets[0]])
+    texts = lower(kernel, TARGETS[targets[0]])
+    return {name: compile_object(kernel, TARGETS[name], texts) for name in targets}
+
+
+def _stamp() -> str:
+    """Return what the stamp file says; its first word is what a start reads."""
+    versions = " ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite"))
+    return f"{source_fingerprint()} {versions} {compiler_fingerprint()}\n"
+
+
+def _clear_stale(folder: Path) -> None:
+    """Delete the objects that other sources or other compilers made."""
+    path = folder / STAMP
+    if not path.exists() or path.read_text(encoding="ascii") != _stamp():
+        for child in folder.glob("[0-9a-f]" * 16):
+            shutil.rmtree(child)
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -90,11 +102,11 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--processes", type=int, default=min(os.cpu_count() or 1, MAX_PROCESSES))
     options = parser.parse_args(args)
     started = time.perf_counter()
-    sizes = build(options.folder, options.targets, options.kernels.split(","), options.processes)
-    write_stamp(options.folder)
-    for target, n_bytes in sizes.items():
-        print(f"{target}: {n_bytes} bytes")
-    print(f"{time.perf_counter() - started:.0f} s, {options.processes} processes")
+    n_object = build(options.folder, options.targets, options.kernels.split(","), options.processes)
+    print(f"{n_object} objects compiled in {time.perf_counter() - started:.0f} s, {options.processes} processes")
+    for target in options.targets:
+        paths = list((options.folder / source_fingerprint() / target).glob("*.o"))
+        print(f"{target}: {len(paths)} objects, {sum(path.stat().st_size for path in paths)} bytes")
     return 0
 
 

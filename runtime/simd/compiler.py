@@ -166,12 +166,18 @@ def _lower(kernel: Kernel, context: Any) -> list[str]:
     return list(library.all_texts(set()))
 
 
-def compile_module(kernel: Kernel, target: Target) -> llvm.ModuleRef:
-    """Return the kernel's optimised LLVM module for a target."""
+def lower(kernel: Kernel, target: Target) -> list[str]:
+    """Return the kernel's LLVM text, the same for all targets with the same ``Target.lowering``."""
+    texts: list[str] = _lower(kernel, _context(target))
+    return texts
+
+
+def compile_module(kernel: Kernel, target: Target, texts: list[str] | None = None) -> llvm.ModuleRef:
+    """Return the kernel's optimised LLVM module for a target; ``texts`` is what ``lower`` returned, if already called."""
     context = _context(target)
     machine = context.codegen().machine
     linked: Any = None
-    for text in _lower(kernel, context):
+    for text in texts or lower(kernel, target):
         module = llvm.parse_assembly(text)
         module.triple, module.data_layout = target.triple, context.codegen().data_layout
         for function in module.functions:  # a helper may come with several texts: keep one
@@ -199,13 +205,13 @@ def compile_module(kernel: Kernel, target: Target) -> llvm.ModuleRef:
     return linked
 
 
-def compile_object(kernel: Kernel, target: Target) -> bytes:
-    """Compile one kernel for one target to a relocatable object.
+def compile_object(kernel: Kernel, target: Target, texts: list[str] | None = None) -> bytes:
+    """Compile one kernel for one target to a relocatable object; ``texts`` as in ``compile_module``.
 
     Raises:
         RuntimeError: the kernel may raise, or needs a symbol that no object may need.
     """
-    module = compile_module(kernel, target)
+    module = compile_module(kernel, target, texts)
     declared = {
         g.name
         for g in [*module.functions, *module.global_variables]

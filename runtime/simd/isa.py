@@ -39,6 +39,11 @@ class Target:
         """Whether this is a 64-bit Arm target."""
         return self.family != "x86"
 
+    @property
+    def lowering(self) -> tuple[object, ...]:
+        """What LLVM text depends on: targets that are equal here share it."""
+        return self.is_arm, self.dot, self.has_fma, self.has_f16, self.widths
+
 
 _X86 = "x86_64-unknown-linux-gnu"  # only names the object format: ELF also loads on Windows and macOS
 _ARM = "aarch64-unknown-linux-gnu"
