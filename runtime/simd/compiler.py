@@ -173,7 +173,7 @@ def lower(kernel: Kernel, target: Target) -> list[str]:
 
 
 def compile_module(kernel: Kernel, target: Target, texts: list[str] | None = None) -> llvm.ModuleRef:
-    """Return the kernel's optimised LLVM module for a target; ``texts`` is what ``lower`` returned, if already called."""
+    """Return the kernel's optimised LLVM module for a target; ``texts`` is what ``lower`` returned, if called."""
     context = _context(target)
     machine = context.codegen().machine
     linked: Any = None
