@@ -73,8 +73,8 @@ def _compile(kernel_name: str, targets: Sequence[str]) -> dict[str, bytes]:
     from .compiler import compile_object, lower  # here: imports Numba, which only the child processes need
 
     kernel = build_kernel(kernel_name, TARGETS[targets[0]])
-    texts = lower(kernel, TARGETS[targets[0]])
-    return {name: compile_object(kernel, TARGETS[name], texts) for name in targets}
+    lowered = lower(kernel, TARGETS[targets[0]])
+    return {name: compile_object(kernel, TARGETS[name], lowered) for name in targets}
 
 
 def _stamp() -> str:

@@ -10,6 +10,7 @@ Only this module (and what kernels import) needs Numba; a start that finds its o
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -166,24 +167,35 @@ def _lower(kernel: Kernel, context: Any) -> list[str]:
     return list(library.all_texts(set()))
 
 
-def lower(kernel: Kernel, target: Target) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A kernel as LLVM text, and the names of those functions in it that LLVM must not inline."""
+
+    texts: list[str]
+    outlined: frozenset[str]
+
+
+def lower(kernel: Kernel, target: Target) -> Lowered:
     """Return the kernel's LLVM text, the same for all targets with the same ``Target.lowering``."""
-    texts: list[str] = _lower(kernel, _context(target))
-    return texts
-
-
-def compile_module(kernel: Kernel, target: Target, texts: list[str] | None = None) -> llvm.ModuleRef:
-    """Return the kernel's optimised LLVM module for a target; ``texts`` is what ``lower`` returned, if called."""
     context = _context(target)
-    machine = context.codegen().machine
+    texts = _lower(kernel, context)
+    return Lowered(texts, frozenset(context.llmrun_outlined))
+
+
+def compile_module(kernel: Kernel, target: Target, lowered: Lowered | None = None) -> llvm.ModuleRef:
+    """Return the kernel's optimised LLVM module for a target; ``lowered`` saves calling ``lower`` again."""
+    codegen = _context(target).codegen()
+    lowered = lowered or lower(kernel, target)
     linked: Any = None
-    for text in texts or lower(kernel, target):
+    for text in lowered.texts:
+        # Before parsing, which gives loads, stores and allocas the alignments of the data layout.
+        text = re.sub(r"(?m)^target triple = .*$", f'target triple = "{target.triple}"', text)
+        text = re.sub(r"(?m)^target datalayout = .*$", f'target datalayout = "{codegen.data_layout}"', text)
         module = llvm.parse_assembly(text)
-        module.triple, module.data_layout = target.triple, context.codegen().data_layout
         for function in module.functions:  # a helper may come with several texts: keep one
             if not function.is_declaration and function.name != kernel.symbol:
                 function.linkage = "weak_odr"
-            if function.name in context.llmrun_outlined and not function.is_declaration:
+            if function.name in lowered.outlined and not function.is_declaration:
                 function.add_function_attribute("noinline")
         if linked is None:
             linked = module
@@ -200,18 +212,18 @@ def compile_module(kernel: Kernel, target: Target, texts: list[str] | None = Non
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = False  # kernels are vectors already
     options.slp_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
+    builder = llvm.create_pass_builder(codegen.machine, options)
     builder.getModulePassManager().run(linked, builder)
     return linked
 
 
-def compile_object(kernel: Kernel, target: Target, texts: list[str] | None = None) -> bytes:
-    """Compile one kernel for one target to a relocatable object; ``texts`` as in ``compile_module``.
+def compile_object(kernel: Kernel, target: Target, lowered: Lowered | None = None) -> bytes:
+    """Compile one kernel for one target to a relocatable object; ``lowered`` as in ``compile_module``.
 
     Raises:
         RuntimeError: the kernel may raise, or needs a symbol that no object may need.
     """
-    module = compile_module(kernel, target, texts)
+    module = compile_module(kernel, target, lowered)
     declared = {
         g.name
         for g in [*module.functions, *module.global_variables]
