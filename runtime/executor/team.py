@@ -6,6 +6,7 @@ idle team uses no CPU. ``runtime/kernels/program_loop.py`` is the compiled side.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 import threading
@@ -48,8 +49,7 @@ class Team:
     def __init__(self, kernels: KernelSet, n_thread: int) -> None:
         self.n_thread = n_thread
         self._kernels = kernels  # keeps the machine code
-        self._run_pass = kernels.function("run_pass", 2)
-        self._publish = kernels.function("publish", 1)
+        self._lead = kernels.function("lead", 1)
         self._work = kernels.function("work", 3, ctypes.c_int64)
         self._header = aligned_array(HEADER_WORDS)
         self._address = int(self._header.ctypes.data)
@@ -60,6 +60,7 @@ class Team:
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._n_parked = 0
+        self._is_awake = False  # a pass is about to start or runs: nobody parks
         self._is_closed = False
         self._workers = [threading.Thread(target=self._worker, args=(i,), daemon=True) for i in range(1, n_thread)]
         for worker in self._workers:
@@ -82,21 +83,46 @@ class Team:
         """
         for offset, value in ((PROGRAM, program), (N_OP, n_op), (BATCH, batch), (STOP, 0)):
             self._header[offset // 8] = value
-        with self._lock:
-            self._publish(self._address)
-            if self._n_parked:
-                self._wake.notify_all()
-        if not is_long:
-            self._run_pass(self._address, 0)
-            return
-        leader = threading.Thread(target=self._run_pass, args=(self._address, 0), daemon=True)
-        leader.start()
         try:
-            while leader.is_alive():
-                leader.join(INTERRUPT_POLL_S)
+            with self._lock:
+                self._is_awake = True
+                if self._n_parked:
+                    self._wake.notify_all()
+            if is_long:
+                self._run_long()
+            else:
+                self._lead(self._address)
+        finally:
+            self._is_awake = False
+
+    def _run_long(self) -> None:
+        """Lead a pass in another thread; on an exception here (Ctrl-C) stop the pass and wait for its end."""
+        is_abandoned = False
+        has_begun = False
+        is_done = threading.Event()
+
+        def lead() -> None:
+            nonlocal has_begun
+            with self._lock:
+                if is_abandoned:
+                    return
+                has_begun = True
+            try:
+                self._lead(self._address)
+            finally:
+                is_done.set()
+
+        try:
+            threading.Thread(target=lead, daemon=True).start()
+            while not is_done.wait(INTERRUPT_POLL_S):
+                pass
         except BaseException:
+            with self._lock:
+                is_abandoned = True
             self._header[STOP // 8] = 1
-            leader.join()
+            while has_begun and not is_done.is_set():
+                with contextlib.suppress(KeyboardInterrupt):  # one is on its way already
+                    is_done.wait()
             raise
 
     def _worker(self, index: int) -> None:
@@ -105,7 +131,7 @@ class Team:
             seen = self._work(self._address, index, seen)  # the GIL is released inside
             with self._lock:
                 self._n_parked += 1
-                while self._header[EPOCH // 8] == seen and not self._is_closed:
+                while self._header[EPOCH // 8] == seen and not self._is_awake and not self._is_closed:
                     self._wake.wait()
                 self._n_parked -= 1
                 if self._is_closed:

@@ -13,7 +13,7 @@ from ..simd.isa import Target
 from ..simd.loader import KernelModule
 from ..simd.object_cache import ObjectCache
 
-LOOP_KERNELS = ("run_pass", "work", "publish")
+LOOP_KERNELS = ("lead", "work")
 Progress = Callable[[str, int, int], None]
 
 

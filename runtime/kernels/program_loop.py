@@ -66,22 +66,18 @@ def _work(header, worker, seen):
         run_pass_device(header, worker)
 
 
-def _publish(header):
-    """Start a pass: workers may begin at once (PROGRAM, N_OP and BATCH are set)."""
+def _lead(header):
+    """Start a pass (PROGRAM, N_OP and BATCH are set) and be its worker 0, in one call: no exception fits between."""
     atomic_store(header + BASE, atomic_load(header + ARRIVED))
     atomic_add(header + EPOCH, 1)
+    run_pass_device(header, 0)
 
 
-def run_pass_kernel(_target: Target) -> Kernel:
-    """Return ``run_pass(header, worker)``."""
-    return Kernel("run_pass", void(int64, int64), _run_pass)
+def lead_kernel(_target: Target) -> Kernel:
+    """Return ``lead(header)``."""
+    return Kernel("lead", void(int64), _lead)
 
 
 def work_kernel(_target: Target) -> Kernel:
     """Return ``work(header, worker, seen) -> seen``."""
     return Kernel("work", int64(int64, int64, int64), _work)
-
-
-def publish_kernel(_target: Target) -> Kernel:
-    """Return ``publish(header)``."""
-    return Kernel("publish", void(int64), _publish)

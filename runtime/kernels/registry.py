@@ -15,7 +15,7 @@ MATMUL_FORMATS = (
 )  # fmt: skip
 ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
 OTHER = (
-    "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "run_pass", "work", "publish",
+    "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "lead", "work",
 )  # fmt: skip
 
 
@@ -43,8 +43,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
         "rope": rope.rope_kernel,
         "kv_store": attention.kv_store_kernel,
         "attention": attention.attention_kernel,
-        "run_pass": program_loop.run_pass_kernel,
+        "lead": program_loop.lead_kernel,
         "work": program_loop.work_kernel,
-        "publish": program_loop.publish_kernel,
     }
     return builders[name](target)
