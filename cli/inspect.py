@@ -16,7 +16,7 @@ from .options import Model
 from .render.text import count, escaped, size
 
 if TYPE_CHECKING:
-    from ..formats.gguf import GgufFile
+    from ..formats.gguf import GgufFile, TensorInfo
     from ..formats.metadata import Metadata
 
 MAX_SHOWN_TEXT = 100
@@ -38,18 +38,14 @@ def inspect(
                 json.dumps(_record(file, with_tensors=tensors, with_program=program), ensure_ascii=False, indent=2)
             )
             return
-        _print_rows(_summary(file))
-        typer.echo()
-        _print_rows([(key, _shown(file.metadata, key)) for key in file.metadata.keys()])  # noqa: SIM118  # not a dict
+        lines = _rows(_summary(file))
+        values = [(key, _shown(file.metadata, key)) for key in file.metadata.keys()]  # noqa: SIM118  # not a dict
+        lines += ["", *_rows(values)]
         if tensors:
-            typer.echo()
-            for info in file.tensors.values():
-                shape = " x ".join(map(str, info.shape))
-                typer.echo(f"{info.ggml_type.name:8} {shape:>16} {size(info.n_bytes):>8}  {escaped(info.name)}")
+            lines += ["", *map(_tensor_line, file.tensors.values())]
         if program:
-            typer.echo()
-            for line in _program_lines(file):
-                typer.echo(escaped(line))
+            lines += ["", *map(escaped, _program_lines(file))]
+    typer.echo("\n".join(lines))  # all or nothing: what is wrong is one line
 
 
 def _summary(file: GgufFile) -> list[tuple[str, str]]:
@@ -72,10 +68,14 @@ def _summary(file: GgufFile) -> list[tuple[str, str]]:
     return rows
 
 
-def _print_rows(rows: list[tuple[str, str]]) -> None:
+def _rows(rows: list[tuple[str, str]]) -> list[str]:
     width = min(48, max((len(name) for name, _ in rows), default=0))
-    for name, value in rows:
-        typer.echo(f"{escaped(name):{width}}  {escaped(value)}")
+    return [f"{escaped(name):{width}}  {escaped(value)}" for name, value in rows]
+
+
+def _tensor_line(info: TensorInfo) -> str:
+    shape = " x ".join(map(str, info.shape))
+    return f"{info.ggml_type.name:8} {shape:>16} {size(info.n_bytes):>8}  {escaped(info.name)}"
 
 
 def _shown(metadata: Metadata, key: str) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -90,11 +92,9 @@ def run(
             raise ConfigError("the prompt is empty")
         if sampling.seed < 0 and not as_json:
             notices.append(f"seed {seed}")
-        for notice in notices:
-            _remark(notice)
         session = engine.session()
         try:
-            tokens = _print_tokens(generate(session, ids, params), silent=as_json)
+            tokens = _print_tokens(generate(session, ids, params), notices, silent=as_json)
         except KeyboardInterrupt:
             _end_line(as_json)
             raise
@@ -117,10 +117,14 @@ def _chat_ids(engine: Engine, text: str, system_prompt: str | None, kwargs: dict
     return engine.template.encode(messages, **kwargs)
 
 
-def _print_tokens(tokens: Any, *, silent: bool) -> list[GeneratedToken]:
+def _print_tokens(tokens: Iterator[GeneratedToken], notices: list[str], *, silent: bool) -> list[GeneratedToken]:
+    """Print tokens as they come, and the notices when the first one is there: what goes wrong before is one line."""
     on_terminal = sys.stdout.isatty()
-    seen = []
-    for token in tokens:
+    seen: list[GeneratedToken] = []
+    first = next(tokens, None)
+    for notice in notices:
+        _remark(notice)
+    for token in tokens if first is None else chain((first,), tokens):
         seen.append(token)
         if not silent and token.text:
             sys.stdout.write(printable(token.text) if on_terminal else token.text)

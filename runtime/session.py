@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.errors import CapacityError, ConfigError
+from ..formats.errors import CapacityError, ConfigError, FormatError
 from .kv_cache import KvSequence
 from .sampling.chain import Sampler
 from .sampling.noise import NoiseKey
@@ -100,6 +100,7 @@ class Session:
 
         Raises:
             CapacityError: the prompt does not fit the context.
+            FormatError: the logits are not numbers.
         """
         from .tokenizer.stream_decoder import StreamDecoder
 
@@ -130,7 +131,11 @@ class Session:
                 if params.max_tokens is not None and stats.n_generated >= params.max_tokens:
                     stats.finish_reason = "length"
                     break
-                token_id = sampler.pick(logits, history, NoiseKey(params.seed, params.sample, len(history)))
+                noise = NoiseKey(params.seed, params.sample, len(history))
+                try:
+                    token_id = sampler.pick(logits, history, noise)
+                except FormatError as error:
+                    raise FormatError(f"{engine.info.path}: {error}") from None
                 logprobs = tuple(sampler.top_logprobs(logits, params.n_logprobs)) if params.n_logprobs else None
                 stats.n_generated += 1
                 if stats.n_generated == 1:

@@ -51,7 +51,7 @@ class HParams:
             raise FormatError(f"{meta.path}: {arch}.attention.layer_norm_rms_epsilon is {eps}, expected 0 to 1")
         return cls(
             arch=arch,
-            n_vocab=meta.count("tokenizer.ggml.tokens"),
+            n_vocab=len(meta.strings("tokenizer.ggml.tokens")),
             n_layer=bounded(meta, f"{arch}.block_count", MAX_LAYER),
             n_embd=n_embd,
             n_head=n_head,

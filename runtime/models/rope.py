@@ -36,43 +36,53 @@ def read_rope(meta: Metadata, weights: WeightSource, *, n_embd_head: int, n_ctx:
     arch = meta.required("general.architecture", str)
     n_rot = meta.optional(f"{arch}.rope.dimension_count", int, n_embd_head)
     theta = meta.optional(f"{arch}.rope.freq_base", float, 10_000.0)
-    if not 2 <= n_rot <= n_embd_head or n_rot % 2 or not 1 < theta < 1e12:
-        raise FormatError(f"{meta.path}: rope of {n_rot} of {n_embd_head} columns with base {theta} is not possible")
+    if not 2 <= n_rot <= n_embd_head or n_rot % 2:
+        raise FormatError(
+            f"{meta.path}: {arch}.rope.dimension_count is {n_rot}, expected an even number from 2 to {n_embd_head}"
+        )
+    if not 1 < theta < 1e12:
+        raise FormatError(f"{meta.path}: {arch}.rope.freq_base is {theta:g}, expected more than 1, below 1e12")
     base = frequencies(theta, n_rot)
     kind = meta.optional(f"{arch}.rope.scaling.type", str, "none")
     n_ctx_train = meta.optional(f"{arch}.context_length", int, 0)
     n_ctx_original = meta.optional(f"{arch}.rope.scaling.original_context_length", int, n_ctx_train)
-    attention_factor = meta.optional(f"{arch}.rope.scaling.attn_factor", float, 1.0)
-    factors = _factors(weights, n_rot, (n_ctx or n_ctx_train) > n_ctx_original)
+    attention_factor = _moderate(meta, f"{arch}.rope.scaling.attn_factor", 1.0)
+    factors = _factors(meta, weights, n_rot, (n_ctx or n_ctx_train) > n_ctx_original)
     if factors is not None:
         base = [_CONTEXT.divide(f, factor) for f, factor in zip(base, factors, strict=True)]
     if kind in ("none", "longrope"):
         return _rope(base, attention_factor, is_neox)
-    scale = meta.optional(f"{arch}.rope.scaling.factor", float, 1.0)
-    if not 1e-3 <= scale <= 1e6:
-        raise FormatError(f"{meta.path}: {arch}.rope.scaling.factor is {scale}, expected 0.001 to 1000000")
+    scale = _moderate(meta, f"{arch}.rope.scaling.factor", 1.0)
     if kind == "linear":
         return _rope([_CONTEXT.divide(f, Decimal(scale)) for f in base], attention_factor, is_neox)
     if kind == "yarn":
         if n_ctx_original < 1:
             raise FormatError(f"{meta.path}: yarn needs {arch}.rope.scaling.original_context_length")
-        fast = meta.optional(f"{arch}.rope.scaling.yarn_beta_fast", float, YARN_BETA_FAST)
-        slow = meta.optional(f"{arch}.rope.scaling.yarn_beta_slow", float, YARN_BETA_SLOW)
+        fast = _moderate(meta, f"{arch}.rope.scaling.yarn_beta_fast", YARN_BETA_FAST)
+        slow = _moderate(meta, f"{arch}.rope.scaling.yarn_beta_slow", YARN_BETA_SLOW)
         return _yarn(base, theta, scale, n_ctx_original, attention_factor, fast, slow, is_neox)
     raise FormatError(f"{meta.path}: rope scaling {kind!r} is not supported, expected none, linear, yarn or longrope")
+
+
+def _moderate(meta: Metadata, key: str, default: float) -> float:
+    """Return a factor between 0.001 and 1000000."""
+    value = meta.optional(key, float, default)
+    if not 1e-3 <= value <= 1e6:
+        raise FormatError(f"{meta.path}: {key} is {value:g}, expected 0.001 to 1000000")
+    return value
 
 
 def _rope(values: list[Decimal], factor: float, is_neox: bool) -> Rope:
     return Rope(n_pair=len(values), frequencies=tuple(float(v) for v in values), factor=factor, is_neox=is_neox)
 
 
-def _factors(weights: WeightSource, n_rot: int, is_long: bool) -> list[Decimal] | None:
+def _factors(meta: Metadata, weights: WeightSource, n_rot: int, is_long: bool) -> list[Decimal] | None:
     """Return the divisors of the frequencies that some files carry: llama3's, or longrope's long or short ones."""
     for name in ("rope_freqs.weight", "rope_factors_long.weight" if is_long else "rope_factors_short.weight"):
         if weights.has(name):
             values = weights.values(weights.vector(name, n_rot // 2))[: n_rot // 2]
             if not all(1e-3 < value < 1e6 for value in values):
-                raise FormatError(f"tensor '{name}' holds values outside 0.001 to 1000000")
+                raise FormatError(f"{meta.path}: tensor '{name}' holds values outside 0.001 to 1000000")
             return [Decimal(float(value)) for value in values]
     return None
 
