@@ -34,7 +34,7 @@ SHIPPED = _PACKAGE / "objects"  # filled when a wheel is built
 STAMP = "stamp"  # a file beside the fingerprints' folders
 # What kernels are made from, as (folder beside this package's, pattern) ...
 _SOURCES = (
-    ("runtime/kernels", "*.py"), ("runtime/simd", "*.py"),
+    ("runtime/kernels", "*.py"), ("runtime/simd", "*.py"), ("formats", "ggml_types.py"), ("quant", "pack_format.py"),
     ("quant", "twin_*.py"), ("quant", "tables.py"), ("quant", "iq_grids.py"), ("quant", "floats.py"),
 )  # fmt: skip
 # ... but for modules that only load, check or store them.
