@@ -72,9 +72,9 @@ def make(args, name, text):
     top, log_p, rest = (np.concatenate(values) for values in zip(*parts, strict=True))
     n_row = len(top)
     golden = Golden(
-        sha256=expected, tokens=truth.tokens, bos=tokenizer.bos_id if tokenizer.add_bos else -1, first=truth.first, top=top, log_p=log_p, rest=rest,
-        target_nll=np.concatenate(target_nll).astype(np.float32), llama_cpp=np.empty((n_row, 3)),
-        source=f"llama.cpp {args.version}, {f32.name}, {text}.txt",
+        sha256=expected, tokens=truth.tokens, bos=tokenizer.bos_id if tokenizer.add_bos else -1, first=truth.first,
+        top=top, log_p=log_p, rest=rest, target_nll=np.concatenate(target_nll).astype(np.float32),
+        llama_cpp=np.empty((n_row, 3)), source=f"llama.cpp {args.version}, {f32.name}, {text}.txt",
     )  # fmt: skip
     row = 0
     for chunk in range(quantised.n_chunk):
