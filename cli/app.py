@@ -1,7 +1,7 @@
 """The command line's outermost layer: the only place that catches ``LlmrunError``.
 
 Exit codes: 0, 1 for an error that the user can solve, 2 for wrong usage, 130 after Ctrl-C.
-The commands themselves are put together in ``commands.py``; nothing is imported here that takes time,
+``quick.py`` and ``commands.py`` read the command line; nothing is imported here that takes time,
 so that Ctrl-C during the imports ends quietly too.
 """
 
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from types import FrameType
 
 from ..formats.errors import LlmrunError
@@ -28,9 +29,8 @@ def main(args: Sequence[str] | None = None) -> int:
         from ..runtime.simd.isa import check_cpu  # before NumPy, which dies on a CPU that is too old
 
         check_cpu()
-        from .commands import app
-
-        app(args=None if args is None else list(args), prog_name="llmrun")
+        _dispatch(sys.argv[1:] if args is None else list(args))
+        sys.stdout.flush()  # here, where a closed pipe is expected
     except LlmrunError as error:
         print(f"{styled('error:', 'red', sys.stderr)} {escaped(str(error))}", file=sys.stderr)
         return 1
@@ -46,6 +46,21 @@ def main(args: Sequence[str] | None = None) -> int:
     except SystemExit as exit_:  # Typer ends every command with one
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     return 0
+
+
+def _dispatch(args: list[str]) -> None:
+    """Carry out a command line: read it quickly if that is possible, or let Typer read it."""
+    from .declare import UsageError, call
+    from .quick import quick_read
+
+    read = quick_read(args)
+    if read is not None:
+        with suppress(UsageError):  # nothing has happened yet; Typer says it with the usage line
+            call(*read)
+            return
+    from .commands import app
+
+    app(args=args, prog_name="llmrun")
 
 
 def _prepare_process() -> None:

@@ -6,10 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .catalogue import DEFAULT_MODEL
 from .chat_loop import RAW_MAX_TOKENS, Chat, ChatSettings, Leave
+from .declare import Argument, Option
 from .generation import choose_seed, generation_params, open_engine, parse_template_kwargs, sampler_options
 from .model_ref import resolve
 from .options import LoadOptions, PromptOptions, SamplingOptions
@@ -27,17 +26,17 @@ def chat(
     prompting: PromptOptions,
     model: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="MODEL",
             help="A GGUF file, a name from `llmrun list`, or user/repo[:QUANT] on the Hugging Face hub.",
         ),
     ] = DEFAULT_MODEL,
     prompt: Annotated[
-        str | None, typer.Option("--prompt", "-p", metavar="TEXT", help="The first turn.", show_default=False)
+        str | None, Option("--prompt", "-p", metavar="TEXT", help="The first turn.", show_default=False)
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Read the first turn from a file.", show_default=False),
+        Option("--file", "-f", metavar="FILE", help="Read the first turn from a file.", show_default=False),
     ] = None,
 ) -> None:
     """Talk to a model.
@@ -84,7 +83,7 @@ def chat(
         except Leave:
             pass
     if talk.n_errors and not is_interactive:
-        raise typer.Exit(1)
+        raise SystemExit(1)
 
 
 def _talk_in_terminal(talk: Chat, screen: PlainScreen | TerminalScreen) -> None:

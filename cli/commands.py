@@ -1,13 +1,16 @@
-"""Every command of ``llmrun``, by name. Importing it must stay cheap: ``--help`` pays for all of it."""
+"""Every command of ``llmrun`` as a Typer application: for help, for wrong usage, and for what ``quick.py`` leaves."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
-from . import chat, doctor, eval, inspect, pull, run, tokenize
-from .options import expand_options
+from .command_table import COMMANDS, load_command
+from .declare import Option, Parameter, UsageError, call, parameters_of
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,18 +19,48 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: no Rich at start-up, and the same text on every terminal
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("chat")(expand_options(chat.chat))
-app.command("run")(expand_options(run.run))
-app.command("inspect")(inspect.inspect)
-app.command("tokenize")(tokenize.tokenize)
-app.command("detokenize")(tokenize.detokenize)
-app.command("pull")(pull.pull)
-app.command("list")(pull.list_models)
-app.command("rm")(pull.remove)
-app.command("doctor")(doctor.doctor)
-
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
-eval_app.command("perplexity")(expand_options(eval.perplexity))
+
+
+def typer_command(command: Callable[..., None]) -> Callable[..., None]:
+    """Return ``command`` with a signature that Typer reads, groups replaced by their fields."""
+    parameters = parameters_of(command)
+
+    @functools.wraps(command)
+    def expanded(**values: Any) -> None:
+        try:
+            call(command, values)
+        except UsageError as error:
+            raise typer.BadParameter(str(error), param_hint=error.hint) from None
+
+    signature = [
+        inspect.Parameter(
+            p.name, inspect.Parameter.KEYWORD_ONLY, default=p.default, annotation=Annotated[p.type, _typer_info(p)]
+        )
+        for p in parameters
+    ]
+    expanded.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {}
+    return expanded
+
+
+def _typer_info(parameter: Parameter) -> Any:
+    declared = parameter.declared
+    if isinstance(declared, Option):
+        return typer.Option(
+            *declared.names,
+            help=declared.help,
+            metavar=declared.metavar,
+            min=declared.min,
+            max=declared.max,
+            show_default=declared.show_default,
+        )
+    return typer.Argument(metavar=declared.metavar, help=declared.help, show_default=declared.show_default)
+
+
+for words in COMMANDS:
+    group, _, name = words.rpartition(" ")
+    (eval_app if group == "eval" else app).command(name)(typer_command(load_command(words)))
 app.add_typer(eval_app, name="eval")
 
 

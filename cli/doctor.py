@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from .declare import Option
 from .models_folder import local_models, models_folder
 from .render.text import escaped, size
 
@@ -20,15 +19,15 @@ _READ_BYTES = 1 << 30  # beyond any cache
 _READ_SECONDS = 0.5
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
+def doctor(as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False) -> None:
     """Show the CPU, the instruction set chosen, threads and why, caches, memory and its bandwidth."""
     rows = {**_software(), **_processor(), **_threads(), **_memory(), **_models()}
     if as_json:
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
     width = max(map(len, rows))
     for name, value in rows.items():
-        typer.echo(f"{name:{width}}  {escaped(value)}")
+        print(f"{name:{width}}  {escaped(value)}")
 
 
 def _software() -> dict[str, str]:

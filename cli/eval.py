@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from .declare import Option
 from .generation import open_engine
 from .model_ref import resolve
 from .options import LoadOptions, Model
@@ -24,13 +23,13 @@ DEFAULT_CTX = 512
 def perplexity(
     model: Model,
     loading: LoadOptions,
-    file: Annotated[Path, typer.Option("--file", "-f", metavar="FILE", help="The text.", show_default=False)],
+    file: Annotated[Path, Option("--file", "-f", metavar="FILE", help="The text.", show_default=False)],
     chunks: Annotated[
-        int, typer.Option("--chunks", min=-1, metavar="N", help="Measure only the first N chunks; -1: all.")
+        int, Option("--chunks", min=-1, metavar="N", help="Measure only the first N chunks; -1: all.")
     ] = -1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
     per_token: Annotated[
-        bool, typer.Option("--per-token", help="Also give the negative log-likelihood of every token that counts.")
+        bool, Option("--per-token", help="Also give the negative log-likelihood of every token that counts.")
     ] = False,
 ) -> None:
     """Measure the perplexity on a text, as llama-perplexity does.
@@ -54,12 +53,12 @@ def perplexity(
         if not as_json and not sys.stderr.isatty():
             print(file=sys.stderr)
         if as_json:
-            typer.echo(json.dumps(_record(engine.info.path.name, result, per_token=per_token)))
+            print(json.dumps(_record(engine.info.path.name, result, per_token=per_token)))
             return
-        typer.echo(f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.error:.5f}")
+        print(f"Final estimate: PPL = {result.perplexity:.4f} +/- {result.error:.5f}")
         if per_token:
             for i, (token_id, nll) in enumerate(zip(_counted(plan), result.nll, strict=True)):
-                typer.echo(f"{i}\t{token_id}\t{nll:.6f}")
+                print(f"{i}\t{token_id}\t{nll:.6f}")
 
 
 def _record(model: str, result: Perplexity, *, per_token: bool) -> dict[str, Any]:

@@ -8,9 +8,8 @@ import math
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..formats.errors import LlmrunError
+from .declare import Option
 from .model_ref import resolve
 from .options import Model
 from .render.text import count, escaped, size
@@ -25,18 +24,16 @@ MAX_SHOWN_ITEMS = 6
 
 def inspect(
     model: Model,
-    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
-    program: Annotated[bool, typer.Option("--program", help="List the operations of a forward pass.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    tensors: Annotated[bool, Option("--tensors", help="List every tensor.")] = False,
+    program: Annotated[bool, Option("--program", help="List the operations of a forward pass.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model file holds: sizes, types, metadata, tensors, the program that runs it."""
     from ..formats.gguf import GgufFile  # here: --help must not pay for NumPy
 
     with GgufFile.open(resolve(model)) as file:
         if as_json:
-            typer.echo(
-                json.dumps(_record(file, with_tensors=tensors, with_program=program), ensure_ascii=False, indent=2)
-            )
+            print(json.dumps(_record(file, with_tensors=tensors, with_program=program), ensure_ascii=False, indent=2))
             return
         lines = _rows(_summary(file))
         values = [(key, _shown(file.metadata, key)) for key in file.metadata.keys()]  # noqa: SIM118  # not a dict
@@ -45,7 +42,7 @@ def inspect(
             lines += ["", *map(_tensor_line, file.tensors.values())]
         if program:
             lines += ["", *map(escaped, _program_lines(file))]
-    typer.echo("\n".join(lines))  # all or nothing: what is wrong is one line
+    print("\n".join(lines))  # all or nothing: what is wrong is one line
 
 
 def _summary(file: GgufFile) -> list[tuple[str, str]]:

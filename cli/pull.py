@@ -6,10 +6,9 @@ import contextlib
 import json
 from typing import Annotated
 
-import typer
-
 from ..formats.errors import ConfigError
 from .catalogue import CATALOGUE
+from .declare import Argument, Option
 from .model_ref import fetch
 from .models_folder import find_local, local_models, models_folder
 from .render.text import escaped, size
@@ -18,34 +17,34 @@ from .render.text import escaped, size
 def pull(
     name: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="NAME", help="A catalogue name, or user/repo[:QUANT] on the Hugging Face hub.", show_default=False
         ),
     ],
 ) -> None:
     """Download a model; what is already here is checked and kept, an interrupted download goes on."""
-    typer.echo(fetch(name))
+    print(fetch(name))
 
 
-def list_models(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def list_models(as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False) -> None:
     """List the downloaded models, and the names that `pull` knows."""
     folder = models_folder()
     models = local_models(folder)
     if as_json:
         rows = [{"name": model.name, "path": str(model.files[0]), "bytes": model.n_bytes} for model in models]
-        typer.echo(json.dumps(rows, ensure_ascii=False, indent=2))
+        print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
     here = {model.name for model in models}
     width = max((len(name) for name in [*here, *CATALOGUE]), default=0)
     for model in models:
-        typer.echo(f"{escaped(model.name):{width}}  {size(model.n_bytes):>8}  {escaped(str(model.files[0]))}")
+        print(f"{escaped(model.name):{width}}  {size(model.n_bytes):>8}  {escaped(str(model.files[0]))}")
     for entry in CATALOGUE.values():
         if entry.name not in here:
-            typer.echo(f"{entry.name:{width}}  {'-':>8}  not here: llmrun pull {entry.name}")
+            print(f"{entry.name:{width}}  {'-':>8}  not here: llmrun pull {entry.name}")
 
 
 def remove(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `llmrun list` shows.", show_default=False)],
+    name: Annotated[str, Argument(metavar="NAME", help="A name that `llmrun list` shows.", show_default=False)],
 ) -> None:
     """Delete a downloaded model."""
     folder = models_folder()
@@ -61,4 +60,4 @@ def remove(
     for parent in model.files[0].relative_to(folder).parents[:-1]:  # empty folders of user/repo
         with contextlib.suppress(OSError):
             (folder / parent).rmdir()
-    typer.echo(f"removed {escaped(model.name)}, {size(freed)}")
+    print(f"removed {escaped(model.name)}, {size(freed)}")

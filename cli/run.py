@@ -10,9 +10,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..formats.errors import ConfigError
+from .declare import Option, UsageError
 from .generation import (
     choose_seed,
     generate,
@@ -40,24 +39,20 @@ def run(
     prompting: PromptOptions,
     prompt: Annotated[
         str | None,
-        typer.Option(
-            "--prompt", "-p", metavar="TEXT", help="The prompt; '-' or a pipe: standard input.", show_default=False
-        ),
+        Option("--prompt", "-p", metavar="TEXT", help="The prompt; '-' or a pipe: standard input.", show_default=False),
     ] = None,
     file: Annotated[
         Path | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.", show_default=False),
+        Option("--file", "-f", metavar="FILE", help="Read the prompt from a file.", show_default=False),
     ] = None,
-    raw: Annotated[
-        bool, typer.Option("--raw", help="Continue the prompt as it is, without the chat template.")
-    ] = False,
+    raw: Annotated[bool, Option("--raw", help="Continue the prompt as it is, without the chat template.")] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="With --raw: text such as <|im_end|> means the special token.")
+        bool, Option("--parse-special", help="With --raw: text such as <|im_end|> means the special token.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object instead of the text.")] = False,
     logprobs: Annotated[
         int,
-        typer.Option(
+        Option(
             "--logprobs", min=0, max=MAX_LOGPROBS, metavar="K", help="With --json: the K likeliest tokens at each step."
         ),
     ] = 0,
@@ -68,11 +63,9 @@ def run(
     model is used where it has one; --raw continues the text instead.
     """
     if logprobs and not as_json:
-        raise typer.BadParameter("needs --json", param_hint="--logprobs")
+        raise UsageError("needs --json", hint="--logprobs")
     if parse_special and not raw:
-        raise typer.BadParameter(
-            "needs --raw: the text of a chat turn never holds special tokens", param_hint="--parse-special"
-        )
+        raise UsageError("needs --raw: the text of a chat turn never holds special tokens", hint="--parse-special")
     kwargs = parse_template_kwargs(prompting.chat_template_kwargs)
     text = choose_text(prompt, file, where="-p/--prompt")
     path = resolve(model)

@@ -6,9 +6,8 @@ import re
 import sys
 from pathlib import Path
 
-import typer
-
 from ..formats.errors import ConfigError
+from .declare import UsageError
 
 MAX_INPUT_BYTES = 256 * 1024 * 1024
 _ESCAPE = re.compile(r"""\\(?:x([0-9A-Fa-f]{2})|([nrt'"\\]))""")
@@ -76,14 +75,14 @@ def choose_text(text: str | None, file: Path | None, *, where: str) -> str:
     is a pipe or a file.
 
     Raises:
-        typer.BadParameter: both were given, or nothing was.
+        UsageError: both were given, or nothing was.
     """
     if text is not None and file is not None:
-        raise typer.BadParameter("text and -f/--file exclude each other", param_hint=where)
+        raise UsageError("text and -f/--file exclude each other", hint=where)
     if file is not None and str(file) != "-":
         return read_text(file)
     if text is not None and text != "-":
         return argument_text(text, where)
     if text is None and file is None and sys.stdin.isatty():
-        raise typer.BadParameter("nothing to read: give text, -f/--file FILE, or pipe it in", param_hint=where)
+        raise UsageError("nothing to read: give text, -f/--file FILE, or pipe it in", hint=where)
     return read_stdin()

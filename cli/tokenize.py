@@ -8,9 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ..formats.errors import ConfigError
+from .declare import Argument, Option, UsageError
 from .model_ref import resolve
 from .options import Model
 from .render.text import escaped, printable
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 OverridePre = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--override-pre",
         metavar="NAME",
         help="Use this pre-tokenizer where the file names an unknown one.",
@@ -34,57 +33,57 @@ def tokenize(
     model: Model,
     text: Annotated[
         str | None,
-        typer.Argument(metavar="[TEXT|-]", help="The text; '-' or a pipe: standard input.", show_default=False),
+        Argument(metavar="[TEXT|-]", help="The text; '-' or a pipe: standard input.", show_default=False),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a file.", show_default=False)
+        Path | None, Option("--file", "-f", metavar="FILE", help="Read the text from a file.", show_default=False)
     ] = None,
-    no_bos: Annotated[bool, typer.Option("--no-bos", help="Add no tokens at the start and the end.")] = False,
+    no_bos: Annotated[bool, Option("--no-bos", help="Add no tokens at the start and the end.")] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Text such as <|im_end|> means the special token.")
+        bool, Option("--parse-special", help="Text such as <|im_end|> means the special token.")
     ] = False,
-    ids_only: Annotated[bool, typer.Option("--ids", help="Print only the token ids, as a list.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object with token_ids and pieces.")] = False,
+    ids_only: Annotated[bool, Option("--ids", help="Print only the token ids, as a list.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON object with token_ids and pieces.")] = False,
     override_pre: OverridePre = None,
 ) -> None:
     """Show the token ids of a text and the bytes that each stands for."""
     tokenizer = _load(model, override_pre)
     ids = tokenizer.encode(choose_text(text, file, where="TEXT"), add_special=not no_bos, parse_special=parse_special)
     if ids_only:
-        typer.echo(json.dumps(ids))
+        print(json.dumps(ids))
         return
     pieces = [tokenizer.piece(token_id, special=True).decode("utf-8", "backslashreplace") for token_id in ids]
     if as_json:
-        typer.echo(json.dumps({"token_ids": ids, "pieces": pieces}, ensure_ascii=False))
+        print(json.dumps({"token_ids": ids, "pieces": pieces}, ensure_ascii=False))
         return
     for token_id, piece in zip(ids, pieces, strict=True):
-        typer.echo(f"{token_id:>7} -> '{escaped(piece)}'")
+        print(f"{token_id:>7} -> '{escaped(piece)}'")
 
 
 def detokenize(
     model: Model,
     token_ids: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             metavar="[ID...|-]",
             help="Token ids; '-' or a pipe: from standard input, JSON or plain.",
             show_default=False,
         ),
     ] = None,
-    special: Annotated[bool, typer.Option("--special", help="Show special tokens too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object with text.")] = False,
+    special: Annotated[bool, Option("--special", help="Show special tokens too.")] = False,
+    as_json: Annotated[bool, Option("--json", help="Print a JSON object with text.")] = False,
     override_pre: OverridePre = None,
 ) -> None:
     """Show the text that token ids stand for."""
     if not token_ids and sys.stdin.isatty():
-        raise typer.BadParameter("nothing to read: give token ids or pipe them in", param_hint="ID")
+        raise UsageError("nothing to read: give token ids or pipe them in", hint="ID")
     source = read_stdin() if not token_ids or token_ids == ["-"] else " ".join(token_ids)
     tokenizer = _load(model, override_pre)
     ids = _parse_ids(source, tokenizer.n_vocab)
     if as_json:
-        typer.echo(json.dumps({"text": tokenizer.decode(ids, special=special)}, ensure_ascii=False))
+        print(json.dumps({"text": tokenizer.decode(ids, special=special)}, ensure_ascii=False))
     elif sys.stdout.isatty():
-        typer.echo(printable(tokenizer.decode(ids, special=special)))
+        print(printable(tokenizer.decode(ids, special=special)))
     else:  # the exact bytes, whether or not they are UTF-8
         sys.stdout.buffer.write(b"".join(tokenizer.piece(token_id, special=special) for token_id in ids) + b"\n")
         sys.stdout.buffer.flush()

@@ -1,0 +1,26 @@
+"""Where every command is: its module and function, by the words that call it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+COMMANDS = {
+    "chat": ("chat", "chat"),
+    "run": ("run", "run"),
+    "inspect": ("inspect", "inspect"),
+    "tokenize": ("tokenize", "tokenize"),
+    "detokenize": ("tokenize", "detokenize"),
+    "pull": ("pull", "pull"),
+    "list": ("pull", "list_models"),
+    "rm": ("pull", "remove"),
+    "doctor": ("doctor", "doctor"),
+    "eval perplexity": ("eval", "perplexity"),
+}
+
+
+def load_command(words: str) -> Callable[..., None]:
+    """Return the function of a command, importing no other command's module."""
+    module, function = COMMANDS[words]
+    command: Callable[..., None] = getattr(import_module(f".{module}", __package__), function)
+    return command
