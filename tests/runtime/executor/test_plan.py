@@ -23,7 +23,7 @@ def check(program, n_tok, n_out):
     assert set(span) == set(program.buffers())
     for buffer, place in span.items():
         assert place.start % 64 == 0
-        assert 0 <= place.start
+        assert place.start >= 0
         assert place.stop <= result.n_bytes
         uses = [i for i, op in enumerate(ops) if buffer in op.reads or buffer in op.writes]
         alive = range(uses[0], (len(ops) if buffer in program.outputs.values() else uses[-1]) + 1)

@@ -60,7 +60,7 @@ def test_checked_interpreter_runs_fused_programs(tiny_path, model):
     assert_same_bits(checked_logits(path, ids, is_fused=True), checked_logits(path, ids))
 
 
-@pytest.mark.parametrize("model", (("qwen2", "Q4_1"), ("gemma3", "Q8_0"), ("phi3_partial", "F16")), ids=ident)
+@pytest.mark.parametrize("model", [("qwen2", "Q4_1"), ("gemma3", "Q8_0"), ("phi3_partial", "F16")], ids=ident)
 @pytest.mark.parametrize("is_fused", [False, True])
 def test_every_buffer_after_every_operation(machine, make_runner, model, is_fused):
     """Operation by operation, so that memory that is used again later is compared too."""
@@ -86,7 +86,7 @@ def test_every_buffer_after_every_operation(machine, make_runner, model, is_fuse
                 assert_same_bits(bound.get(buffer, len(ids)), want, str(op))
 
 
-@pytest.mark.parametrize("model", (*FEW, ("gemma3_256", "Q6_K"), ("llama", "Q4_0")), ids=ident)
+@pytest.mark.parametrize("model", [*FEW, ("gemma3_256", "Q6_K"), ("llama", "Q4_0")], ids=ident)
 def test_threads_chunks_targets_and_fusion(make_runner, model):
     ids = token_ids(model, 150)
     want = make_runner(model, is_fused=False, n_tok=150).logits(ids)
