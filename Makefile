@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP = $$($(BIN)/python -m pip --version >/dev/null 2>&1 && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python) \
 	--disable-pip-version-check --no-input install --quiet
 
-.PHONY: chat test check docs clean
+.PHONY: chat test check docs clean objects check-objects check-arm
 
 # pip and the compiler never see standard input: `echo Hi | make chat` keeps its text for the chat.
 # What make itself has to say goes to standard error: standard output is the answers alone.
@@ -50,3 +50,22 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	@echo "installing llmrun, what it needs and the development tools into $(VENV): a minute or two" >&2
 	@$(PIP) --editable ".[dev]" </dev/null >&2
 	@touch $@ $(VENV)/installed
+
+# Kernels for other machines: all of them, twice over to see the same bytes, and the Arm ones run under qemu.
+
+BUILD_OBJECTS = $(BIN)/python -m llmrun.runtime.simd.build_objects
+AGAIN := x86-v2 neon-dotprod-macos
+
+objects: $(VENV)/installed-dev
+	$(BUILD_OBJECTS) build/objects
+
+check-objects: objects
+	rm -rf build/objects-again
+	PYTHONHASHSEED=1 $(BUILD_OBJECTS) build/objects-again --targets $$(echo $(AGAIN) | tr ' ' ,)
+	for target in $(AGAIN); do diff -r build/objects/*/$$target build/objects-again/*/$$target || exit 1; done
+
+check-arm: $(VENV)/installed-dev
+	@command -v qemu-aarch64-static >/dev/null || { echo "check-arm needs Debian's qemu-user-static: apt-get install qemu-user-static" >&2; exit 1; }
+	$(BUILD_OBJECTS) build/objects --targets neon,neon-dotprod,neon-dotprod-macos
+	$(BIN)/python tests/arm/arm_root.py build/arm build/objects
+	LLMRUN_ARM=build/arm $(BIN)/python -m pytest -q tests/arm $(ARGS)

@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -59,13 +61,12 @@ def fetch_python(folder):
 
 def fetch_wheels(folder, python):
     """Install arm64 wheels for that Python beside it."""
-    from importlib.metadata import version
-
     site = folder / "site"
     if not (site / "llvmlite").is_dir():
         wanted = [f"{name}=={version(name)}" for name in DISTRIBUTIONS]
         platforms = [f"--platform={tag}" for tag in TAGS]
-        pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
+        python_with_pip = sys.executable if find_spec("pip") else "python3"  # Debian's environments may lack it
+        pip = [python_with_pip, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
         number = python.name.removeprefix("python")
         command = [*pip, "--target", site, *platforms, f"--python-version={number}", "--only-binary=:all:", *wanted]
         subprocess.run(command, check=True)
@@ -115,7 +116,7 @@ class ArmPython:
 
 
 def main():
-    folder, objects = Path(sys.argv[1]), Path(sys.argv[2])
+    folder, objects = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
     folder.mkdir(parents=True, exist_ok=True)
     fetch_wheels(folder, fetch_python(folder))
     copy_package(folder, objects)
