@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -242,16 +243,25 @@ class ChatTemplate:
                 return found
         return found
 
+    def prepare(self) -> None:
+        """Import Jinja2 and compile the template, so that the first message need not wait; errors wait for it."""
+        with self._lock, suppress(Exception):
+            self._compile(self.source)
+        _ = self._marks
+
+    def _compile(self, source: str) -> Template:
+        if source not in self._compiled:
+            self._environment.start(0)
+            self._compiled[source] = self._environment.from_string(source)
+        return self._compiled[source]
+
     def _run(self, source: str, values: dict[str, Any], n_char: int) -> str:
         """Compile if need be, and render.
 
         A template can raise anything at all: every exception in here is its failure.
         """
         try:
-            if source not in self._compiled:
-                self._environment.start(0)
-                self._compiled[source] = self._environment.from_string(source)
-            template = self._compiled[source]
+            template = self._compile(source)
             self._environment.start(n_char)
             parts, n_out = [], 0
             for part in template.root_render_func(template.new_context(values)):

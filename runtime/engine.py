@@ -241,7 +241,10 @@ def _load_text(file: GgufFile, pre: str | None) -> tuple[Tokenizer, ChatTemplate
     from .tokenizer.load import load_tokenizer
 
     tokenizer = load_tokenizer(file.metadata, pre=pre)
-    return tokenizer, ChatTemplate.from_metadata(file.metadata, tokenizer)
+    template = ChatTemplate.from_metadata(file.metadata, tokenizer)
+    if template is not None:
+        template.prepare()  # here, beside the packing
+    return tokenizer, template
 
 
 def load_program(

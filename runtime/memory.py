@@ -60,9 +60,7 @@ def choose_context(plan: MemoryPlan, path: Path, *, wanted: int | None, n_ctx_tr
 
 def available_bytes() -> int:
     """Return the memory that this process can still get: the machine's, or what its cgroup leaves."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
+    free = _machine_bytes()
     for limit, used in (
         ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
         ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
@@ -73,3 +71,16 @@ def available_bytes() -> int:
             continue
         free = min(free, max(0, left))
     return free
+
+
+def _machine_bytes() -> int:
+    """Return the memory that the machine can still give without swapping."""
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    import psutil  # here: takes 20 ms, and Linux needs none of it
+
+    return int(psutil.virtual_memory().available)

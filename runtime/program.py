@@ -33,6 +33,12 @@ class Weight:
     n_in: int
     packed: str  # packed format of a matrix ("Q4_K"), "F32" for a vector
     row_start: int = 0  # first row of the tensor
+    source: str = ""  # GGML type in the file, where it is not ``packed``
+
+    @property
+    def file_type(self) -> str:
+        """GGML type of the tensor in the file."""
+        return self.source or self.packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,7 +29,13 @@ def _physical_cores() -> int:
         sysctl = ctypes.CDLL(None).sysctlbyname
         if sysctl(b"hw.perflevel0.physicalcpu", ctypes.byref(count), ctypes.byref(size), None, ctypes.c_size_t(0)) == 0:
             return max(1, count.value)
-    import psutil
+    cores = set()
+    with suppress(OSError):
+        for path in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list"):
+            cores.add(path.read_text(encoding="ascii"))
+    if cores:
+        return len(cores)
+    import psutil  # here: takes 20 ms, and Linux needs none of it
 
     return psutil.cpu_count(logical=False) or os.cpu_count() or 1
 

@@ -59,8 +59,8 @@ class WeightSource(Protocol):
     def values(self, weight: Weight) -> F32:
         """Return a vector as f32, padded with zeros."""
 
-    def rows(self, weight: Weight, ids: NDArray[np.int64]) -> F32:
-        """Return rows of a matrix as f32: [n_id, n_in]."""
+    def table(self, weight: Weight) -> NDArray[np.uint8]:
+        """Return a matrix as the file has it, for looking rows up: u8 [n_out, bytes of a row]."""
 
 
 class GgufWeights:
@@ -77,6 +77,7 @@ class GgufWeights:
         self._packed: dict[Weight, PackedTensor] = {}
         self._run_types: dict[str, GgmlType] = {}
         self._described: set[str] = set()
+        self._tables: dict[str, NDArray[np.uint8]] = {}
 
     def has(self, name: str) -> bool:
         """Return whether the file has a tensor."""
@@ -103,7 +104,7 @@ class GgufWeights:
         if name not in self._run_types:
             with self._naming_file():
                 self._run_types[name] = run_type(name, info.ggml_type, self._file.data(info))
-        return Weight(name, n_out, n_in, self._run_types[name].name)
+        return Weight(name, n_out, n_in, self._run_types[name].name, source=info.ggml_type.name)
 
     def vector(self, name: str, n_in: int) -> Weight:
         """Describe a vector.
@@ -193,12 +194,13 @@ class GgufWeights:
             raise FormatError(f"{self._file.path}: {_not_finite(weight.name)}")
         return result
 
-    def rows(self, weight: Weight, ids: NDArray[np.int64]) -> F32:
-        """Return rows of a matrix as f32, straight from the file: [n_id, n_in]."""
-        info = self._file.tensors[weight.name]
-        n_byte = row_bytes(info.ggml_type, weight.n_in)
-        blocks = self._file.data(info).reshape(weight.n_out, n_byte)[ids]
-        return dequantize(info.ggml_type, blocks)
+    def table(self, weight: Weight) -> NDArray[np.uint8]:
+        """Return a matrix as the file has it: u8 [n_out, bytes of a row]; where the file is mapped, a view of it."""
+        if weight.name not in self._tables:
+            info = self._file.tensors[weight.name]
+            n_byte = row_bytes(info.ggml_type, weight.n_in)
+            self._tables[weight.name] = self._file.data(info).reshape(weight.n_out, n_byte)
+        return self._tables[weight.name]
 
     def packed_bytes(self, weights: Iterable[Weight]) -> int:
         """Return the bytes that the matrices take when packed."""
@@ -239,3 +241,8 @@ def pack_finite(packed: PackedTensor, data: NDArray[np.uint8], group_start: int,
 
 def _not_finite(name: str) -> str:
     return f"tensor '{name}' holds infinite or NaN weights. The file is damaged"
+
+
+def look_up(source: WeightSource, weight: Weight, ids: NDArray[np.int64]) -> F32:
+    """Return rows of a matrix as f32: [n_id, n_in]."""
+    return dequantize(GgmlType[weight.file_type], source.table(weight)[ids])

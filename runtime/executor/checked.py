@@ -18,7 +18,7 @@ from ..batch import Batch
 from ..kernels import reference as twin
 from ..kernels.layout import PAGE_SLOTS
 from ..program import Buffer, Op, Program, Rope
-from ..weights import WeightSource
+from ..weights import WeightSource, look_up
 
 F32 = NDArray[np.float32]
 
@@ -66,7 +66,7 @@ class CheckedExecutor:
     def embed(self, op: Op) -> F32:
         """Look up token embeddings, or take given vectors."""
         ids, vectors = self._batch.token_ids, self._batch.vectors
-        result = self._weights.rows(op.weights[0], np.maximum(ids, 0))
+        result = look_up(self._weights, op.weights[0], np.maximum(ids, 0))
         return result if vectors is None else np.where(ids[:, None] < 0, vectors, result)
 
     def scale(self, op: Op) -> F32:

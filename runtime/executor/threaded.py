@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.errors import ConfigError
+from ...formats.ggml_types import BLOCK, GgmlType
 from ..batch import Batch
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import BARRIER_WORD, BATCH_STOP, N_OUT, N_TOK, RECORD_WORDS
@@ -26,10 +27,10 @@ MAX_EMBD_HEAD = 512  # attention's scratch; kernels/attention.py
 ACTIVATIONS = {"silu": 1, "gelu": 2}
 
 
-def kernel_of(op: Op) -> str | None:
-    """Return the name of the kernel that runs an operation; None when the executor does it itself."""
+def kernel_of(op: Op) -> str:
+    """Return the name of the kernel that runs an operation."""
     if op.kind == "embed":
-        return None
+        return f"embed_{op.weights[0].file_type.lower()}"
     if op.kind == "matmul":
         return f"matmul_{op.weights[0].packed.lower()}"
     return "add" if op.kind == "add_bias" else op.kind
@@ -37,7 +38,7 @@ def kernel_of(op: Op) -> str | None:
 
 def kernels_of(program: Program) -> set[str]:
     """Return the names of all kernels that a program needs."""
-    return {name for op in program.ops if (name := kernel_of(op)) is not None}
+    return {kernel_of(op) for op in program.ops}
 
 
 def f32_bits(value: float) -> int:
@@ -76,18 +77,17 @@ class ThreadedExecutor:
         self._keep: list[Any] = []
         self._vectors: dict[str, int] = {}
         self._embed = next(op for op in program.ops if op.kind == "embed")
-        bound = [(op, has) for op, has in zip(program.ops, self._plan.has_barrier, strict=True) if op.kind != "embed"]
-        self._records = aligned_array(len(bound) * RECORD_WORDS).reshape(len(bound), RECORD_WORDS)
-        for record, (op, has_barrier) in zip(self._records, bound, strict=True):
+        self._n_op = len(program.ops)
+        self._records = aligned_array(self._n_op * RECORD_WORDS).reshape(self._n_op, RECORD_WORDS)
+        for record, op, has_barrier in zip(self._records, program.ops, self._plan.has_barrier, strict=True):
             words = BINDERS[op.kind](self, op)
-            record[0] = kernels.address(kernel_of(op) or "")
+            record[0] = kernels.address(kernel_of(op))
             rows = op.writes[0].rows if op.writes else "tok"
             record[1] = N_OUT if rows == "out" else N_TOK
             record[2 : 2 + len(words)] = words
             record[BARRIER_WORD] = has_barrier
-        self._n_op = len(bound)
         # Without wanted outputs the tail of the program has nothing to do.
-        self._n_op_body = next((i for i, (op, _) in enumerate(bound) if op.kind == "select"), self._n_op)
+        self._n_op_body = next((i for i, op in enumerate(program.ops) if op.kind == "select"), self._n_op)
 
     @property
     def arena_bytes(self) -> int:
@@ -98,14 +98,9 @@ class ThreadedExecutor:
         """Run one pass; the outputs are then in ``output``."""
         if batch.n_tok > self.n_tok or batch.n_out > self.n_out:
             raise ValueError(f"batch of {batch.n_tok} rows, {batch.n_out} outputs; room for {self.n_tok}, {self.n_out}")
-        x = self.view(self._embed.writes[0], batch.n_tok)
-        is_token = batch.token_ids >= 0
-        if is_token.all():
-            x[:] = self._weights.rows(self._embed.weights[0], batch.token_ids)
-        else:
-            assert batch.vectors is not None
-            x[is_token] = self._weights.rows(self._embed.weights[0], batch.token_ids[is_token])
-            x[~is_token] = batch.vectors[~is_token]
+        if batch.vectors is not None:
+            is_given = batch.token_ids < 0
+            self.view(self._embed.writes[0], batch.n_tok)[is_given] = batch.vectors[is_given]
         batch.record[BATCH_STOP // 8] = self._team.stop_address
         n_op = self._n_op if batch.n_out else self._n_op_body
         self._team.run(int(self._records.ctypes.data), n_op, int(batch.record.ctypes.data), is_long=is_long)
@@ -137,6 +132,10 @@ class ThreadedExecutor:
             self._vectors[weight.name] = int(values.ctypes.data)
         return self._vectors[weight.name]
 
+    def table(self, weight: Weight) -> NDArray[np.uint8]:
+        """Return a matrix as the file has it."""
+        return self._weights.table(weight)
+
     def parts(self, weight: Weight) -> list[int]:
         """Return the addresses of a packed matrix's parts, four words."""
         packed = self._weights.packed(weight)
@@ -156,6 +155,13 @@ class ThreadedExecutor:
 
 
 # ---- records: the words after the kernel's address and the row count, as each kernel lists them -----
+
+
+def _bind_embed(e: ThreadedExecutor, op: Op) -> list[int]:
+    w, y = op.weights[0], op.writes[0]
+    table = e.table(w)
+    n_block = w.n_in // BLOCK[GgmlType[w.file_type]][0]
+    return [n_block, e.array(table), table.shape[1], e.at(y), row_bytes(y), w.n_in, row_bytes(y) // 4]
 
 
 def _records(e: ThreadedExecutor, op: Op) -> int:
@@ -259,6 +265,7 @@ def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
 
 
 BINDERS: dict[str, Callable[[ThreadedExecutor, Op], list[int]]] = {
+    "embed": _bind_embed,
     "matmul": _bind_matmul,
     "quantize": _bind_quantize,
     "norm_quantize": _bind_norm_quantize,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from ...quant.twins import TWINS
+
 if TYPE_CHECKING:
     from ..simd.compiler import Kernel
     from ..simd.isa import Target
@@ -13,6 +15,7 @@ MATMUL_FORMATS = (
     "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
     "F16", "BF16", "F32",
 )  # fmt: skip
+EMBED_FORMATS = tuple(t.name for t in TWINS)
 ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
 OTHER = (
     "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "lead", "work",
@@ -21,7 +24,8 @@ OTHER = (
 
 def kernel_names() -> list[str]:
     """Return the names of all kernels."""
-    return [*(f"matmul_{f.lower()}" for f in MATMUL_FORMATS), *ROW_OPERATIONS, *OTHER]
+    by_format = [f"matmul_{f.lower()}" for f in MATMUL_FORMATS] + [f"embed_{f.lower()}" for f in EMBED_FORMATS]
+    return [*by_format, *ROW_OPERATIONS, *OTHER]
 
 
 def build_kernel(name: str, target: Target) -> Kernel:
@@ -30,10 +34,20 @@ def build_kernel(name: str, target: Target) -> Kernel:
     Raises:
         KeyError: there is no kernel of that name.
     """
-    from . import attention, matmul, program_loop, quantize, rope, rows  # here: a start with objects needs no Numba
+    from . import (
+        attention,
+        embed,
+        matmul,
+        program_loop,
+        quantize,
+        rope,
+        rows,
+    )  # here: a start with objects needs no Numba
 
     if name.startswith("matmul_"):
         return matmul.matmul_kernel(name.removeprefix("matmul_").upper(), target)
+    if name.startswith("embed_"):
+        return embed.embed_kernel(name.removeprefix("embed_").upper(), target)
     if name in ROW_OPERATIONS:
         return rows.row_kernel(name, target)
     builders: dict[str, Callable[[Target], Kernel]] = {

@@ -3,7 +3,6 @@
 import numpy as np
 
 from llmrun.formats.ggml_types import GgmlType, row_bytes
-from llmrun.quant.dequantize import dequantize
 from llmrun.quant.pack import pack
 from llmrun.quant.widen import run_type
 from llmrun.runtime.kernels.layout import padded
@@ -41,7 +40,9 @@ class MemoryWeights:
     def matrix(self, name, n_out, n_in):
         ggml_type, blocks, columns = self._matrices[name]
         assert (len(blocks), columns) == (n_out, n_in)
-        return Weight(name, n_out, n_in, run_type(name, ggml_type, blocks.reshape(-1)).name)
+        return Weight(
+            name, n_out, n_in, run_type(name, ggml_type, blocks.reshape(-1)).name, source=ggml_type.name
+        )
 
     def vector(self, name, n_in):
         assert len(self._vectors[name]) == n_in
@@ -60,6 +61,5 @@ class MemoryWeights:
         result[: len(vector)] = vector
         return result
 
-    def rows(self, weight, ids):
-        ggml_type, blocks, _ = self._matrices[weight.name]
-        return dequantize(ggml_type, blocks[ids])
+    def table(self, weight):
+        return self._matrices[weight.name][1]

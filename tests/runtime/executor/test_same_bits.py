@@ -6,6 +6,7 @@ import pytest
 from llmrun.runtime.batch import Batch, Row
 from llmrun.runtime.executor.checked import CheckedExecutor
 from llmrun.runtime.fuse import fuse
+from llmrun.runtime.weights import look_up
 
 from ..bits import assert_same_bits
 from ..kernels.test_quantize import records
@@ -236,7 +237,7 @@ def test_given_vectors_are_rows_like_tokens(make_runner, tiny_path):
     ids = token_ids("vectors", 10)
     want = runner.logits(ids)
     embed = runner.program.ops[0]
-    vectors = runner.weights.rows(embed.weights[0], np.array(ids))
+    vectors = look_up(runner.weights, embed.weights[0], np.array(ids))
     sequence = runner.sequence()
     sequence.append(len(ids))
     rows = plain_rows(sequence, 0, [t if i % 3 else -1 for i, t in enumerate(ids)])

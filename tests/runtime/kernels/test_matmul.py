@@ -9,6 +9,7 @@ from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.runtime.fuse import FLOAT_FORMATS, fuse, lower
 from llmrun.runtime.kernels import reference as twin
 from llmrun.runtime.kernels.registry import MATMUL_FORMATS
+from llmrun.runtime.weights import look_up
 
 from ..bits import assert_same_bits
 from ..machine import TARGET_NAMES, names_for, rng_for
@@ -158,7 +159,7 @@ def test_the_twin_multiplies(name):
     ordinary = [r for r in range(n_row) if r % 8 not in (4, 5)]
     x = rng.normal(size=(9, n_col)).astype(np.float32)
     packed = weights.packed(w)
-    matrix = weights.rows(w, np.array(ordinary)).astype(np.float64)
+    matrix = look_up(weights, w, np.array(ordinary)).astype(np.float64)
     if w.packed in FLOAT_FORMATS:
         got, exact = twin.matmul(packed, x), x.astype(np.float64)
     else:
