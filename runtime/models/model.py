@@ -7,6 +7,7 @@ from typing import Self
 
 from ...formats.errors import FormatError
 from ...formats.metadata import Metadata
+from ..kernels.layout import ROW_LANES
 from ..program import Program
 
 # Upper bounds that no real model reaches; a damaged file must not make the program build millions of operations.
@@ -41,6 +42,8 @@ class HParams:
         n_head_kv = bounded(meta, f"{arch}.attention.head_count_kv", MAX_HEAD, n_head)
         n_embd_head = bounded(meta, f"{arch}.attention.key_length", MAX_EMBD, n_embd // n_head)
         n_value = bounded(meta, f"{arch}.attention.value_length", MAX_EMBD, n_embd_head)
+        if n_embd % ROW_LANES:  # norms work on whole vectors
+            raise FormatError(f"{meta.path}: {arch}.embedding_length is {n_embd}, expected a multiple of {ROW_LANES}")
         if n_head % n_head_kv or n_embd_head < 1 or n_value != n_embd_head:
             raise FormatError(
                 f"{meta.path}: n_head={n_head}, n_head_kv={n_head_kv}, key_length={n_embd_head},"
