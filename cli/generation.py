@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import secrets
+import os
 from collections.abc import Generator
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -
 
 def choose_seed(seed: int) -> int:
     """Return the seed to use: the given one, or a random one for -1."""
-    return secrets.randbits(32) if seed < 0 else seed
+    return int.from_bytes(os.urandom(4), "little") if seed < 0 else seed
 
 
 def sampler_options(options: SamplingOptions) -> dict[str, object]:

@@ -47,6 +47,7 @@ from ..formats.ggml_types import BLOCK, GgmlType
 
 ROW_LANES = 16  # output rows side by side in a vector
 PART_ALIGN = 64  # bytes; the widest vector register and a cache line
+SLAB_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,12 @@ def check_shape(name: str, ggml_type: GgmlType, n_row: int, n_col: int) -> None:
 
 
 def allocate(
-    name: str, ggml_type: GgmlType, n_row: int, n_col: int, source_type: GgmlType | None = None
+    name: str,
+    ggml_type: GgmlType,
+    n_row: int,
+    n_col: int,
+    source_type: GgmlType | None = None,
+    memory: Slabs | None = None,
 ) -> PackedTensor:
     """Return a packed tensor whose parts are allocated but not yet filled (pages are untouched).
 
@@ -188,13 +194,37 @@ def allocate(
         n_row: rows of the matrix.
         n_col: columns of the matrix.
         source_type: type of the data that will be packed, if it is another one.
+        memory: what the parts are cut from; None gives each part memory of its own.
 
     Raises:
         FormatError: kernels do not read this type, or the shape does not fit its blocks.
     """
     chosen = packed_format(name, ggml_type, n_row, n_col)
-    parts = {p.name: aligned_empty(p.shape(n_row, n_col), p.dtype) for p in chosen.parts}
+    empty = aligned_empty if memory is None else memory.take
+    parts = {p.name: empty(p.shape(n_row, n_col), p.dtype) for p in chosen.parts}
     return PackedTensor(name, chosen, n_row, n_col, parts, ggml_type if source_type is None else source_type)
+
+
+class Slabs:
+    """Memory for many arrays that live equally long, taken from the system in large pieces.
+
+    A small model's parts are below the size from which NumPy asks for huge pages: in pieces of their own they
+    cost ten times the page faults, and every pass misses more address translations.
+    """
+
+    def __init__(self) -> None:
+        self._rest = np.empty(0, np.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return an uninitialised C-contiguous array whose address is a multiple of 64 bytes."""
+        n_bytes = prod(shape) * dtype.itemsize
+        n_used = -(-n_bytes // PART_ALIGN) * PART_ALIGN
+        if n_used >= SLAB_BYTES:
+            return aligned_empty(shape, dtype)
+        if n_used > self._rest.nbytes:
+            self._rest = aligned_empty((SLAB_BYTES,), np.dtype(np.uint8))
+        result, self._rest = self._rest[:n_bytes], self._rest[n_used:]
+        return result.view(dtype).reshape(shape)
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

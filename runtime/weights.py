@@ -23,7 +23,7 @@ from ..formats.ggml_types import GgmlType, row_bytes
 from ..formats.gguf import GgufFile, TensorInfo
 from ..quant.dequantize import DEQUANTIZERS, dequantize
 from ..quant.pack import pack_rows
-from ..quant.pack_format import PACKED_FORMATS, PackedTensor, allocate
+from ..quant.pack_format import PACKED_FORMATS, PackedTensor, Slabs, allocate
 from ..quant.widen import run_type
 from .kernels.layout import padded
 from .program import Weight
@@ -75,6 +75,7 @@ class GgufWeights:
         self._file = file
         self._n_thread = n_thread or os.cpu_count() or 1
         self._packed: dict[Weight, PackedTensor] = {}
+        self._memory = Slabs()
         self._run_types: dict[str, GgmlType] = {}
         self._described: set[str] = set()
         self._tables: dict[str, NDArray[np.uint8]] = {}
@@ -156,7 +157,8 @@ class GgufWeights:
         """Return a matrix in the kernel layout; it is packed the first time and kept."""
         if weight not in self._packed:
             info = self._file.tensors[weight.name]
-            tensor = allocate(weight.name, GgmlType[weight.packed], weight.n_out, weight.n_in, info.ggml_type)
+            kind = GgmlType[weight.packed]
+            tensor = allocate(weight.name, kind, weight.n_out, weight.n_in, info.ggml_type, self._memory)
             n_byte = row_bytes(info.ggml_type, weight.n_in)
             data = self._file.data(info)[weight.row_start * n_byte : (weight.row_start + weight.n_out) * n_byte]
             starts = range(0, tensor.n_rowgroup, PACK_GROUPS)

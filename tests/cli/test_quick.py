@@ -1,5 +1,6 @@
 """The quick reader takes ordinary command lines, reads them as Typer does, and leaves everything else to Typer."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -131,3 +132,15 @@ def test_an_ordinary_line_does_without_typer():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "1 []"
+
+
+@pytest.mark.parametrize(("args", "code"), [(["list"], 0), (["tokenize", "/nonexistent", "x"], 1), (["run"], 2)])
+def test_the_console_script_ends_with_everything_written(tmp_path, args, code):
+    script = f"import sys; sys.argv = ['llmrun', *{args!r}]; from llmrun.cli.app import entry; entry()"
+    env = {**os.environ, "LLMRUN_MODELS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT, env=env
+    )
+    assert done.returncode == code
+    assert ("not here: llmrun pull" in done.stdout) == (code == 0)
+    assert bool(done.stderr) == (code != 0)
