@@ -4,7 +4,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from ..tiny_models import tiny_model_path
-from .machine import Machine
+from .machine import EMBED_TYPES, Machine
 from .runner import Runner
 
 
@@ -17,15 +17,21 @@ def machine():
 
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory):
-    """Return a function that writes a tiny model once and returns its path: (name, type="F32", overrides=None)."""
+    """Return a function that writes a tiny model once and returns its path: (name, type="F32", overrides=None).
+
+    Embeddings are of one of ``EMBED_TYPES``, whatever the type of the other matrices.
+    """
     folder, paths = tmp_path_factory.mktemp("tiny"), {}
 
     def path(name, ggml_type="F32", overrides=None):
+        overrides = dict(overrides or {})
+        if ggml_type not in EMBED_TYPES:
+            overrides.setdefault("token_embd.weight", "Q8_0")
         key = name, ggml_type, str(overrides)
         if key not in paths:
             place = folder / str(len(paths))
             place.mkdir()
-            kinds = {ending: GGMLQuantizationType[kind] for ending, kind in (overrides or {}).items()}
+            kinds = {ending: GGMLQuantizationType[kind] for ending, kind in overrides.items()}
             paths[key] = tiny_model_path(place, name, GGMLQuantizationType[ggml_type], kinds)
         return paths[key]
 

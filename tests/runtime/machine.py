@@ -15,8 +15,10 @@ from llmrun.runtime.simd.isa import TARGETS, supported_targets
 
 TARGET_NAMES = tuple(t.name for t in supported_targets())
 # One kernel for each way in which a dot product is used: 4 bits with an offset, signed bytes, table, halves of a group.
-DOT_KERNELS = frozenset({"matmul_q4_0", "matmul_q8_0", "matmul_iq4_nl", "matmul_q6_k", "quantize"})
+DOT_KERNELS = frozenset({"matmul_q4_0", "matmul_q8_0", "matmul_iq4_nl", "matmul_q6_k", "quantize", "embed_f32"})
 PARTIAL = frozenset({"avx-vnni"}) if TARGET_NAMES[0] != "avx-vnni" else frozenset()
+# Look-ups of these types are built for every target, of the others for the best one: they are plain scalar code.
+EMBED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 # All but the partial ones: these run whole models.
 WHOLE_TARGETS = tuple(t for t in TARGET_NAMES if t not in PARTIAL)
 BEST = TARGET_NAMES[0]
@@ -25,7 +27,11 @@ BEST = TARGET_NAMES[0]
 def names_for(target_name):
     """Return the kernels that ordinary test runs build for a target."""
     names = kernel_names()
-    return [n for n in names if n in DOT_KERNELS] if target_name in PARTIAL else names
+    if target_name in PARTIAL:
+        return [n for n in names if n in DOT_KERNELS]
+    if target_name == BEST:
+        return names
+    return [n for n in names if not n.startswith("embed_") or n.removeprefix("embed_").upper() in EMBED_TYPES]
 
 
 class Machine:

@@ -40,9 +40,7 @@ class MemoryWeights:
     def matrix(self, name, n_out, n_in):
         ggml_type, blocks, columns = self._matrices[name]
         assert (len(blocks), columns) == (n_out, n_in)
-        return Weight(
-            name, n_out, n_in, run_type(name, ggml_type, blocks.reshape(-1)).name, source=ggml_type.name
-        )
+        return Weight(name, n_out, n_in, run_type(name, ggml_type, blocks.reshape(-1)).name, source=ggml_type.name)
 
     def vector(self, name, n_in):
         assert len(self._vectors[name]) == n_in

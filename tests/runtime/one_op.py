@@ -12,6 +12,8 @@ from llmrun.runtime.executor.threaded import ThreadedExecutor
 from llmrun.runtime.kv_cache import KvPages
 from llmrun.runtime.program import ProgramBuilder, Weight
 
+from .memory_weights import MemoryWeights
+
 KERNEL = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
 POISON = 0xA5
 
@@ -48,6 +50,9 @@ class Bound:
 
     def __init__(self, machine, target_name, program, weights, *, n_tok, pages=None):
         self.program = program
+        embed = program.ops[0].weights[0]
+        if isinstance(weights, MemoryWeights) and not weights.has(embed.name):
+            weights.add_floats(embed.name, np.zeros((embed.n_out, embed.n_in)))
         self.executor = ThreadedExecutor(
             program,
             weights,
@@ -57,7 +62,6 @@ class Bound:
             n_tok=n_tok,
             n_out=n_tok,
         )
-        self._ops = [op for op in program.ops if op.kind != "embed"]
 
     def poison(self):
         """Fill all buffers with one byte."""
@@ -77,7 +81,7 @@ class Bound:
 
     def run_op(self, kind, batch, *, n_worker=1, workers=None):
         """Run the only operation of a kind, as all workers of a team in turn or as some of them."""
-        (index,) = [i for i, op in enumerate(self._ops) if op.kind == kind]
+        (index,) = [i for i, op in enumerate(self.program.ops) if op.kind == kind]
         self.run_index(index, batch, n_worker=n_worker, workers=workers)
 
     def run_index(self, index, batch, *, n_worker=1, workers=None):
@@ -86,8 +90,3 @@ class Bound:
         kernel = KERNEL(int(record[0]))
         for worker in range(n_worker) if workers is None else workers:
             kernel(int(record.ctypes.data), int(batch.record.ctypes.data), worker, n_worker)
-
-    def run_all(self, batch, *, n_worker=1):
-        """Run all operations in order, except for those whose output rows nobody wants."""
-        for index in range(len(self._ops)):
-            self.run_index(index, batch, n_worker=n_worker)
