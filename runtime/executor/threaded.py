@@ -98,8 +98,10 @@ class ThreadedExecutor:
         """Run one pass; the outputs are then in ``output``."""
         if batch.n_tok > self.n_tok or batch.n_out > self.n_out:
             raise ValueError(f"batch of {batch.n_tok} rows, {batch.n_out} outputs; room for {self.n_tok}, {self.n_out}")
+        is_given = batch.token_ids < 0
+        if batch.token_ids.max(initial=0) >= self._embed.weights[0].n_out or (batch.vectors is None and is_given.any()):
+            raise ValueError(f"token ids of 0 to {self._embed.weights[0].n_out - 1} expected, got {batch.token_ids}")
         if batch.vectors is not None:
-            is_given = batch.token_ids < 0
             self.view(self._embed.writes[0], batch.n_tok)[is_given] = batch.vectors[is_given]
         batch.record[BATCH_STOP // 8] = self._team.stop_address
         n_op = self._n_op if batch.n_out else self._n_op_body
