@@ -35,7 +35,8 @@ STAMP = "stamp"  # a file beside the fingerprints' folders
 # What kernels are made from, as (folder beside this package's, pattern) ...
 _SOURCES = (
     ("runtime/kernels", "*.py"), ("runtime/simd", "*.py"), ("formats", "ggml_types.py"), ("quant", "pack_format.py"),
-    ("quant", "twins.py"), ("quant", "twin_*.py"), ("quant", "tables.py"), ("quant", "iq_grids.py"), ("quant", "floats.py"),
+    ("quant", "twins.py"), ("quant", "twin_*.py"), ("quant", "tables.py"), ("quant", "iq_grids.py"),
+    ("quant", "floats.py"),
 )  # fmt: skip
 # ... but for modules that only load, check or store them.
 _NOT_SOURCES = {"reference.py", "kernel_set.py", "object_cache.py", "loader.py", "build_objects.py"}
