@@ -28,7 +28,7 @@ class Target:
     triple: str
     cpu: str
     features: str  # LLVM feature string, on top of the CPU's
-    dot: str  # "vnni512", "vnni256", "avx2", "ssse3", "sdot" or "generic"
+    dot: str  # "vnni512", "vnni256", "avx2", "ssse3", "sdot" or "smull"
     has_fma: bool = True
     has_f16: bool = True
     widths: tuple[int, ...] = (4, 2, 1)
@@ -72,7 +72,7 @@ TARGETS: dict[str, Target] = {
             name="neon-dotprod", family="arm", triple=_ARM, cpu="generic", features="+v8.2a,+dotprod,+lse",
             dot="sdot", widths=(8, 4, 2, 1), needs=frozenset({"dotprod", "lse"}),
         ),
-        Target(name="neon", family="arm", triple=_ARM, cpu="generic", features="", dot="generic"),
+        Target(name="neon", family="arm", triple=_ARM, cpu="generic", features="", dot="smull"),
         Target(
             name="neon-dotprod-macos", family="mac", triple=_MAC, cpu="apple-m1", features="",
             dot="sdot", widths=(8, 4, 2, 1), needs=frozenset({"dotprod"}),

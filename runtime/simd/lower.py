@@ -9,6 +9,7 @@ conversions are emulated exactly, without library calls, where the hardware lack
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
@@ -199,16 +200,17 @@ class Lowering:
         of ``signed_operand``. On a biased target the caller starts ``total`` at ``-128 * sum(x)``.
         ``x`` holds signed bytes, -127..127 (-128 would break the sign trick below).
         """
-        is_signed = max_weight is None
         if self.target.dot in ("avx2", "ssse3"):
             return self._dot_maddubs(total, weights, x, max_weight)
+        if self.target.dot == "smull":
+            return self._dot_smull(total, weights, x, max_weight)
         if total is None:
             total = constant(I32X16, 0)
         for w, v in zip(weights, x, strict=True):
-            total = self._dot4(total, w, v, is_signed)
+            total = self._dot4(total, w, v)
         return total
 
-    def _dot4(self, total: ir.Value, w: ir.Value, x: ir.Value, is_signed: bool) -> ir.Value:
+    def _dot4(self, total: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
         dot = self.target.dot
         if dot == "vnni512":
             return self.call("llvm.x86.avx512.vpdpbusd.512", I32X16, total, w, x)
@@ -217,20 +219,9 @@ class Lowering:
             return self.by_parts(
                 2, lambda t, a, v: self.call("llvm.x86.avx512.vpdpbusd.256", kind, t, a, v), total, w, x
             )
-        if dot == "sdot":
-            kind = ir.VectorType(I32, 4)
-            name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-            return self.by_parts(4, lambda t, a, v: self.call(name, kind, t, a, v), total, w, x)
-        b = self.b
-        wide_w, wide_x = b.bitcast(w, I32X16), b.bitcast(x, I32X16)
-        for j in range(4):
-            if is_signed:
-                byte = b.ashr(b.shl(wide_w, constant(I32X16, 24 - 8 * j)), constant(I32X16, 24))
-            else:
-                byte = b.and_(b.lshr(wide_w, constant(I32X16, 8 * j)), constant(I32X16, 255))
-            value = b.ashr(b.shl(wide_x, constant(I32X16, 24 - 8 * j)), constant(I32X16, 24))
-            total = b.add(total, b.mul(byte, value))
-        return total
+        kind = ir.VectorType(I32, 4)
+        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
+        return self.by_parts(4, lambda t, a, v: self.call(name, kind, t, a, v), total, w, x)
 
     def _dot_maddubs(
         self, total: ir.Value | None, weights: Sequence[ir.Value], x: Sequence[ir.Value], max_weight: int | None
@@ -260,4 +251,27 @@ class Lowering:
                 wide = self.call(maddwd, ints, pairs, constant(words, 1))
                 result = wide if result is None else b.add(result, wide)
             parts.append(result)
+        return self.concat(parts)
+
+    def _dot_smull(
+        self, total: ir.Value | None, weights: Sequence[ir.Value], x: Sequence[ir.Value], max_weight: int | None
+    ) -> ir.Value:
+        """Byte products as i16, added there as long as they cannot overflow, then added in pairs, twice."""
+        words, ints = ir.VectorType(I16, 8), ir.VectorType(I32, 4)
+        n_safe = max(1, 32767 // (127 * (128 if max_weight is None else max_weight)))
+        b, parts = self.b, []
+        for i in range(4):  # 16 bytes at a time, the two halves apart
+            sums: list[Any] = [None, None]
+            for start in range(0, len(weights), n_safe):
+                products: list[Any] = [None, None]
+                for w, v in zip(weights[start : start + n_safe], x[start : start + n_safe], strict=True):
+                    for h in range(2):
+                        w_half, x_half = self.part(w, 2 * i + h, 8), self.part(v, 2 * i + h, 8)
+                        product = self.call("llvm.aarch64.neon.smull.v8i16", words, w_half, x_half)
+                        products[h] = product if products[h] is None else b.add(products[h], product)
+                for h in range(2):
+                    wide = self.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", ints, products[h])
+                    sums[h] = wide if sums[h] is None else b.add(sums[h], wide)
+            result = self.call("llvm.aarch64.neon.addp.v4i32", ints, *sums)
+            parts.append(result if total is None else b.add(self.part(total, i, 4), result))
         return self.concat(parts)
