@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 PIP = $$($(BIN)/python -m pip --version >/dev/null 2>&1 && echo $(BIN)/python -m pip || echo $(PYTHON) -m pip --python $(BIN)/python) \
 	--disable-pip-version-check --no-input install --quiet
 
-.PHONY: chat test check docs clean objects check-objects check-arm
+.PHONY: chat test check docs clean objects check-objects check-arm check-wheel
 
 # pip and the compiler never see standard input: `echo Hi | make chat` keeps its text for the chat.
 # What make itself has to say goes to standard error: standard output is the answers alone.
@@ -69,3 +69,9 @@ check-arm: $(VENV)/installed-dev
 	$(BUILD_OBJECTS) build/objects --targets neon,neon-dotprod,neon-dotprod-macos
 	$(BIN)/python tests/arm/arm_root.py build/arm build/objects
 	LLMRUN_ARM=build/arm $(BIN)/python -m pytest -q tests/arm $(ARGS)
+
+# As pip install . builds it: with objects for this machine (LLMRUN_BUILD_OBJECTS=all: for all).
+check-wheel: $(VENV)/installed-dev
+	rm -rf build/wheel build/lib
+	$(subst install,wheel,$(PIP)) --no-deps --wheel-dir build/wheel .
+	LLMRUN_WHEEL=$$(ls build/wheel/*.whl) $(BIN)/python -m pytest -q tests/test_wheel.py

@@ -79,7 +79,7 @@ def _compile(kernel_name: str, targets: Sequence[str]) -> dict[str, bytes]:
 
 def _stamp() -> str:
     """Return what the stamp file says; its first word is what a start reads."""
-    versions = " ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite"))
+    versions = " ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite", "gguf"))
     return f"{source_fingerprint()} {versions} {compiler_fingerprint()}\n"
 
 

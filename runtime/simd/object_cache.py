@@ -40,6 +40,8 @@ _SOURCES = (
 )  # fmt: skip
 # ... but for modules that only load, check or store them.
 _NOT_SOURCES = {"reference.py", "kernel_set.py", "object_cache.py", "loader.py", "build_objects.py"}
+# Files of other packages that decide what machine code is: the compilers' versions, gguf's codebooks.
+_OTHER_SOURCES = (("numba", "_version.py"), ("llvmlite", "_version.py"), ("gguf", "quants.py"))
 
 
 def source_fingerprint() -> str:
@@ -56,13 +58,13 @@ def source_fingerprint() -> str:
 
 
 def compiler_fingerprint() -> str:
-    """Return a hash of the compilers' versions; imports neither (importlib.metadata alone takes 40 ms)."""
+    """Return a hash of what other packages put into kernels; imports none (importlib.metadata alone takes 40 ms)."""
     digest = hashlib.sha256()
-    for package in ("numba", "llvmlite"):
+    for package, file in _OTHER_SOURCES:
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
             with contextlib.suppress(OSError):
-                digest.update((Path(spec.origin).parent / "_version.py").read_bytes())
+                digest.update((Path(spec.origin).parent / file).read_bytes())
     return digest.hexdigest()[:8]
 
 
