@@ -1,7 +1,7 @@
 """KV pages and the sequences that own them.
 
-``KvPages`` is the memory: for each layer a range of pages of ``PAGE_SLOTS`` slots, reserved at once and
-touched only when a slot is written. ``KvSequence`` is one conversation's list of pages. Forking shares
+``KvPages`` is the memory: pages of ``PAGE_SLOTS`` slots, each with the keys and values of all layers, reserved at
+once and touched only when a slot is written. ``KvSequence`` is one conversation's list of pages. Forking shares
 full pages and copies only the last, half-filled one; undoing a turn is a truncation.
 """
 
@@ -30,8 +30,10 @@ class KvPages:
         self.n_layer = n_layer
         self.n_page = -(-n_slot // PAGE_SLOTS)
         self.page_bytes = 2 * n_head_kv * PAGE_SLOTS * n_embd_head
-        shape = (n_layer, self.n_page, self.page_bytes // 2)
-        self.keys, self.values = _reserve(shape), _reserve(shape)
+        # All layers of a page lie together: a system that gives memory in pieces of 2 MB gives few of them at first.
+        pages = _reserve((self.n_page, n_layer, 2, self.page_bytes // 2))
+        self.keys, self.values = pages[:, :, 0].swapaxes(0, 1), pages[:, :, 1].swapaxes(0, 1)  # [n_layer, n_page, …]
+        self.page_stride = pages.strides[0]
         self._free = list(range(self.n_page - 1, -1, -1))
         self._n_user = [0] * self.n_page
 

@@ -151,9 +151,9 @@ class ThreadedExecutor:
         return int(values.ctypes.data)
 
     def page_addresses(self, layer: int) -> tuple[int, int, int]:
-        """Return (keys, values, bytes of a page) of a layer."""
+        """Return (keys, values, bytes from a page to the next) of a layer."""
         pages = self._pages
-        return int(pages.keys[layer].ctypes.data), int(pages.values[layer].ctypes.data), pages.page_bytes
+        return int(pages.keys[layer].ctypes.data), int(pages.values[layer].ctypes.data), pages.page_stride
 
 
 # ---- records: the words after the kernel's address and the row count, as each kernel lists them -----
