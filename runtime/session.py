@@ -153,7 +153,8 @@ class Session:
                 if self._sequence.n_past >= engine.n_ctx:
                     stats.finish_reason = "length"
                     break
-                logits = self._step(token_id)
+                if stats.n_generated != params.max_tokens:  # else nobody wants what comes after
+                    logits = self._step(token_id)
             if not stops.is_stopped:
                 rest, is_stopped = stops.feed(decoder.flush())
                 rest += "" if is_stopped else stops.flush()
