@@ -6,7 +6,6 @@
 Runs natively and under qemu; needs NumPy, llvmlite and objects, not Numba.
 """
 
-import ctypes
 import sys
 from pathlib import Path
 
@@ -14,17 +13,19 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parents[2]))  # for tests.*; an installed llmrun comes first
 
+from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.runtime.batch import Batch, Row
 from llmrun.runtime.executor.team import Team
-from llmrun.runtime.executor.threaded import ThreadedExecutor, kernel_of
+from llmrun.runtime.executor.threaded import kernel_of
 from llmrun.runtime.fuse import fuse, lower
 from llmrun.runtime.kernels.kernel_set import LOOP_KERNELS, KernelSet
-from llmrun.runtime.kernels.registry import MATMUL_FORMATS, kernel_names
+from llmrun.runtime.kernels.registry import EMBED_FORMATS, MATMUL_FORMATS, kernel_names
 from llmrun.runtime.kv_cache import KvPages
 from llmrun.runtime.program import ProgramBuilder, Rope, Weight
 from llmrun.runtime.simd.isa import TARGETS
 from tests.runtime.kernels.blocks import activations, blocks
 from tests.runtime.memory_weights import MemoryWeights
+from tests.runtime.one_op import Bound
 
 N_TOK = 31  # 16 + 15 tokens: with 16 + 8 + 4 + 2 + 1, every width of a tile
 N_EMBD, N_FF, N_VOCAB = 96, 224, 37
@@ -56,6 +57,11 @@ def make(path):
     for name in MATMUL_FORMATS:
         inputs[f"w.{name}"] = blocks(rng, name, N_VOCAB, n_col_of(name))
         inputs[f"x.{name}"] = activations(rng, N_TOK, n_col_of(name))
+    for name in EMBED_FORMATS:  # any bits at all
+        n_weight, n_byte = BLOCK[GgmlType[name]]
+        n_block = 2 if n_weight > 1 else 33
+        inputs[f"table.{name}"] = rng.integers(0, 256, (N_VOCAB, n_block * n_byte), dtype=np.uint8)
+    inputs["matrix.token_embd"] = ordinary_blocks(rng, "Q8_0", N_VOCAB, N_EMBD)
     for name, (kind, n_out, n_in) in MATRICES.items():
         inputs[f"matrix.{name}"] = ordinary_blocks(rng, kind, n_out, n_in)
     for name, n_col in VECTORS.items():
@@ -76,7 +82,7 @@ def rows(inputs):
         stop = FIRST_SLOT if ancestors is not None else slot + 1
         result.append(
             Row(
-                token_id=-1,
+                token_id=-1 if i % 4 == 3 else i,
                 page_table=table,
                 slot=slot,
                 position=1000 * i + 7,
@@ -96,13 +102,13 @@ def layer_program(inputs):
         w[name] = weights.add_matrix(name, kind, inputs[f"matrix.{name}"])
     for name in VECTORS:
         w[name] = weights.add_vector(f"blk.0.{name}", inputs[f"vector.{name}"])
-    weights.add_floats("token_embd.weight", np.zeros((1, N_EMBD), np.float32))
+    table = weights.add_matrix("token_embd.weight", "Q8_0", inputs["matrix.token_embd"])
     frequencies = tuple(float(f) for f in inputs["frequencies"])
     neox, plain = (
         Rope(n_pair=N_PAIR, frequencies=frequencies, factor=1.19, is_neox=is_neox) for is_neox in (True, False)
     )
     b = ProgramBuilder()
-    x = b.embed(Weight("token_embd.weight", 1, N_EMBD, "F32"), 1.5)
+    x = b.embed(table, 1.5)
     h = b.rms_norm(x, w["norm"], 1e-5)
     q, k, v = b.matmul(h, w["q"], w["bias"]), b.matmul(h, w["k"]), b.matmul(h, w["v"])
     q = b.rms_norm(q, w["head_norm"], 1e-6, N_HEAD)
@@ -119,15 +125,32 @@ def layer_program(inputs):
     return b.build(1), weights
 
 
+class Table(MemoryWeights):
+    """One table of embeddings, of any type that a file can hold."""
+
+    def __init__(self, blocks):
+        super().__init__()
+        self.blocks = blocks
+
+    def has(self, name):
+        return True
+
+    def table(self, weight):
+        return self.blocks
+
+
 class Runner:
     """Runs programs with the kernels of one target, operation by operation, and keeps what each wrote."""
 
     def __init__(self, inputs, target_name):
-        self.inputs = inputs
-        self.kernels = KernelSet(kernel_names(), TARGETS[target_name])
-        self.team = Team(self.kernels, 3)
+        self.inputs, self.target_name = inputs, target_name
+        self.kernel_set = KernelSet(kernel_names(), TARGETS[target_name])
+        self.team = Team(self.kernel_set, 3)
         self.results = {}
         self.used = set(LOOP_KERNELS)
+
+    def kernels(self, _target_name):
+        return self.kernel_set
 
     def pages(self):
         pages = KvPages(1, N_HEAD_KV, N_EMBD_HEAD, 64 * 10)
@@ -135,51 +158,67 @@ class Runner:
             stored[:] = values.reshape(stored.shape)
         return pages
 
-    def run(self, what, program, weights, x, batch):
-        """Run a program step by step, and then as a whole by a team of threads."""
+    def run(self, what, program, weights, batch, x=None):
+        """Run a program step by step as two workers in turn; ``x`` is for rows without a token."""
         pages = self.pages()
-        executor = ThreadedExecutor(program, weights, pages, self.kernels, self.team, n_tok=N_TOK, n_out=N_TOK)
-        kernel_type = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 4)
-        executor._arena.view(np.uint8)[:] = 0xA5  # the same padding everywhere
-        first = next(op for op in program.ops if op.kind == "embed").writes[0]
-        executor.view(first, N_TOK)[:] = x
-        ops = [op for op in program.ops if op.kind != "embed"]
-        for i, (op, record) in enumerate(zip(ops, executor._records, strict=True)):
-            for worker in range(2):
-                kernel_type(int(record[0]))(int(record.ctypes.data), int(batch.record.ctypes.data), worker, 2)
-            self.used.add(kernel_of(op))
+        bound = Bound(self, self.target_name, program, weights, n_tok=N_TOK, pages=pages)
+        bound.poison()  # the same padding everywhere
+        if x is not None:
+            bound.put(program.ops[0].writes[0], x)
+        for i, op in enumerate(program.ops):
+            bound.run_index(i, batch, n_worker=2)
+            kernel = kernel_of(op)
+            self.used.add(kernel)
             for buffer in op.writes:
-                n_row = batch.n_out if buffer.rows == "out" else N_TOK
-                self.results[f"{what}/{i}.{kernel_of(op)}"] = executor.view(buffer, n_row).copy()
+                n_row = batch.n_out if buffer.rows == "out" else batch.n_tok
+                self.results[f"{what}/{i}.{kernel}"] = bound.get(buffer, n_row)
             if op.kind == "kv_store":
                 self.results[f"{what}/{i}.kv_store"] = np.stack([pages.keys, pages.values])
-        if batch.vectors is not None:
-            executor.run(batch)
-            for name in program.outputs:
-                self.results[f"{what}/team.{name}"] = executor.output(name, batch.n_out).copy()
+        return bound
+
+    def run_embed(self, name):
+        """Look up rows of random bits."""
+        table = self.inputs[f"table.{name}"]
+        n_weight, n_byte = BLOCK[GgmlType[name]]
+        n_col = table.shape[1] // n_byte * n_weight
+        b = ProgramBuilder()
+        b.output("x", b.embed(Weight("token_embd.weight", N_VOCAB, n_col, "F32", source=name)))
+        self.run(f"embed {name}", b.build(1), Table(table), plain_batch(range(N_TOK)))
 
     def run_matmul(self, name):
         """Multiply by one format, extreme blocks among the rows."""
         weights = MemoryWeights()
         matrix = weights.add_matrix("w", name, self.inputs[f"w.{name}"])
         x = self.inputs[f"x.{name}"]
-        weights.add_floats("token_embd.weight", np.zeros((1, x.shape[1]), np.float32))
         b = ProgramBuilder()
         b.output("y", b.matmul(b.embed(Weight("token_embd.weight", 1, x.shape[1], "F32")), matrix))
-        batch = Batch(
-            [Row(token_id=-1, page_table=np.zeros(1, np.int64), slot=0, position=0, visible_stop=1) for _ in x]
-        )
-        self.run(name, fuse(lower(b.build(1))), weights, x, batch)
+        self.run(name, fuse(lower(b.build(1))), weights, plain_batch([-1] * N_TOK), x)
+
+    def run_layer(self, what, program, weights):
+        """Run the program with every operation, and again as a whole by a team of threads."""
+        batch = rows(self.inputs)
+        bound = self.run(what, program, weights, batch, self.inputs["x"])
+        bound.poison()
+        bound.executor._team = self.team
+        bound.executor.run(batch)
+        self.results[f"{what}/team"] = bound.executor.output("y", batch.n_out).copy()
 
     def run_all(self):
+        for name in EMBED_FORMATS:
+            self.run_embed(name)
         for name in MATMUL_FORMATS:
             self.run_matmul(name)
         program, weights = layer_program(self.inputs)
         plain = lower(program)
         for what, version in (("plain", plain), ("fused", fuse(plain))):
-            self.run(what, version, weights, self.inputs["x"], rows(self.inputs))
+            self.run_layer(what, version, weights)
         self.team.close()
         assert self.used == set(kernel_names()), self.used ^ set(kernel_names())
+
+
+def plain_batch(token_ids):
+    table = np.zeros(1, np.int64)
+    return Batch([Row(token_id=i, page_table=table, slot=0, position=0, visible_stop=1) for i in token_ids])
 
 
 def main():
