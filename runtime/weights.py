@@ -8,8 +8,10 @@ tensors that are only looked up row by row (token embeddings) stay in the mapped
 from __future__ import annotations
 
 import os
+import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from math import prod
@@ -23,7 +25,7 @@ from ..formats.ggml_types import GgmlType, row_bytes
 from ..formats.gguf import GgufFile, TensorInfo
 from ..quant.dequantize import DEQUANTIZERS, dequantize
 from ..quant.pack import pack_rows
-from ..quant.pack_format import PACKED_FORMATS, PackedTensor, Slabs, allocate
+from ..quant.pack_format import PACKED_FORMATS, ROW_LANES, PackedTensor, Slabs, allocate
 from ..quant.widen import run_type
 from .kernels.layout import padded
 from .program import Weight
@@ -31,7 +33,7 @@ from .program import Weight
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
-PACK_GROUPS = 64  # row groups that a thread packs at a time
+PACK_BYTES = 2 << 20  # of the file, that a thread packs at a time: a few ms
 ALTERNATIVES = ("rope_factors_", "rope_freqs")  # one of several sets of rotation factors is used
 VECTOR_PAD = 32  # columns; kernels read vectors in whole blocks
 # Exponent bits of infinity and NaN, by the type of the weights or of their scales in a packed part.
@@ -144,42 +146,48 @@ class GgufWeights:
         Raises:
             FormatError: one holds infinite or NaN weights.
         """
-        wanted = [w for w in weights if w.n_out and w not in self._packed]
+        wanted = [w for w in dict.fromkeys(weights) if w.n_out and w not in self._packed]
         total = sum(w.n_out * w.n_in for w in wanted)
         done = 0
-        for weight in wanted:
-            self.packed(weight)
-            done += weight.n_out * weight.n_in
-            if on_progress:
-                on_progress("loading", done, total)
-
-    def packed(self, weight: Weight) -> PackedTensor:
-        """Return a matrix in the kernel layout; it is packed the first time and kept."""
-        if weight not in self._packed:
-            info = self._file.tensors[weight.name]
-            kind = GgmlType[weight.packed]
-            tensor = allocate(weight.name, kind, weight.n_out, weight.n_in, info.ggml_type, self._memory)
-            n_byte = row_bytes(info.ggml_type, weight.n_in)
-            data = self._file.data(info)[weight.row_start * n_byte : (weight.row_start + weight.n_out) * n_byte]
-            starts = range(0, tensor.n_rowgroup, PACK_GROUPS)
-            with self._naming_file():
-                if self._n_thread == 1 or len(starts) < 2:
-                    pack_finite(tensor, data, 0, tensor.n_rowgroup)
-                else:
-                    self._pack_with_threads(tensor, data, starts)
-            self._file.release(info)
-            self._packed[weight] = tensor
-        return self._packed[weight]
-
-    def _pack_with_threads(self, tensor: PackedTensor, data: NDArray[np.uint8], starts: range) -> None:
+        started: deque[tuple[Weight, PackedTensor, list[Future[None]]]] = deque()
         pool = ThreadPoolExecutor(self._n_thread)
         try:
-            stops = (min(start + PACK_GROUPS, tensor.n_rowgroup) for start in starts)
-            jobs = [pool.submit(pack_finite, tensor, data, a, b) for a, b in zip(starts, stops, strict=True)]
-            for job in jobs:
-                job.result()
+            with self._naming_file(), _quick_turns():
+                while wanted or started:
+                    while wanted and sum(len(jobs) for _, _, jobs in started) < 4 * self._n_thread:
+                        started.append(self._start_packing(wanted.pop(0), pool))
+                    weight, tensor, jobs = started.popleft()
+                    for job in jobs:
+                        job.result()
+                    self._file.release(self._file.tensors[weight.name])
+                    self._packed[weight] = tensor
+                    done += weight.n_out * weight.n_in
+                    if on_progress:
+                        on_progress("loading", done, total)
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
+
+    def _start_packing(
+        self, weight: Weight, pool: ThreadPoolExecutor
+    ) -> tuple[Weight, PackedTensor, list[Future[None]]]:
+        info, kind = self._file.tensors[weight.name], GgmlType[weight.packed]
+        tensor = allocate(weight.name, kind, weight.n_out, weight.n_in, info.ggml_type, self._memory)
+        n_byte = row_bytes(info.ggml_type, weight.n_in)
+        data = self._file.data(info)[weight.row_start * n_byte : (weight.row_start + weight.n_out) * n_byte]
+        step = max(1, PACK_BYTES // (ROW_LANES * n_byte))
+        starts = range(0, tensor.n_rowgroup, step)
+        jobs = [pool.submit(pack_finite, tensor, data, a, min(a + step, tensor.n_rowgroup)) for a in starts]
+        return weight, tensor, jobs
+
+    def packed(self, weight: Weight) -> PackedTensor:
+        """Return a matrix in the kernel layout; it is packed the first time and kept.
+
+        Raises:
+            FormatError: it holds infinite or NaN weights.
+        """
+        if weight not in self._packed:
+            self.load([weight])
+        return self._packed[weight]
 
     def values(self, weight: Weight) -> F32:
         """Return a vector as f32, padded with zeros to a multiple of 32.
@@ -219,6 +227,21 @@ class GgufWeights:
             yield
         except FormatError as error:
             raise FormatError(f"{self._file.path}: {error}") from None
+
+
+@contextmanager
+def _quick_turns() -> Iterator[None]:
+    """Let threads take turns every 0.5 ms.
+
+    Packing is many short calls outside of Python's lock. After each one it would wait up to 5 ms for a thread that
+    stays inside, such as the one that builds the tokenizer.
+    """
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(0.0005)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def pack_finite(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
