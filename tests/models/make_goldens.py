@@ -2,8 +2,8 @@
 
     python -m tests.models.make_goldens --llama-cpp build/bin --models FOLDER --texts FOLDER --scratch FOLDER [NAME ...]
 
-For each model: ``llama-quantize --allow-requantize MODEL NAME-f32.gguf F32``; for each text (``english.txt``,
-``python.txt``) ``llama-perplexity -c 512 --chunks 2 --kl-divergence-base`` on that file and on the model itself.
+For each model: ``llama-quantize --allow-requantize MODEL NAME-f32.gguf F32``; for each golden in ``GOLDENS``
+``llama-perplexity --kl-divergence-base`` on the first chunks of its text, with that file and with the model itself.
 What is in the scratch folder already is not made again. Needs 4 bytes of disk for each weight, and 0.5 GB.
 """
 
@@ -20,8 +20,8 @@ from .base_file import read_base_file
 from .golden import Golden, Summary, figures, keep_top
 from .models import MODELS, sha256
 
-TEXTS = ("english", "python")
-N_CTX, N_CHUNK = 512, 2
+# What a golden's name ends with: text, n_ctx, chunks. The short ones are for the checked interpreter, which is slow.
+GOLDENS = {"english": ("english", 512, 2), "python": ("python", 512, 2), "short": ("english", 128, 2)}
 PIECES = 8  # of a chunk, to keep intermediate results below 0.1 GB
 
 
@@ -37,17 +37,18 @@ def run(output, *command):
         raise SystemExit(f"{command[0]} failed (exit status {result.returncode}), see {log}")
 
 
-def logits_file(args, model, name, text):
+def logits_file(args, model, name, kind):
     """Return llama.cpp's logits of a GGUF file on the first chunks of a text."""
-    output = args.scratch / f"{name}-{text}-{N_CHUNK}.base"
+    text, n_ctx, n_chunk = GOLDENS[kind]
+    output = args.scratch / f"{name}-{kind}.base"
     run(
-        output, args.llama_cpp / "llama-perplexity", "-m", model, "-f", args.texts / f"{text}.txt", "-c", str(N_CTX),
-        "-b", str(N_CTX), "-t", str(args.threads), "--chunks", str(N_CHUNK), "--kl-divergence-base", output,
+        output, args.llama_cpp / "llama-perplexity", "-m", model, "-f", args.texts / f"{text}.txt", "-c", str(n_ctx),
+        "-b", "512", "-t", str(args.threads), "--chunks", str(n_chunk), "--kl-divergence-base", output,
     )  # fmt: skip
     return read_base_file(output)
 
 
-def make(args, name, text):
+def make(args, name, kind):
     """Write one golden and print llama.cpp's figures."""
     file_name, expected = MODELS[name]
     model = args.models / file_name
@@ -55,10 +56,11 @@ def make(args, name, text):
         raise SystemExit(f"{model} has another SHA-256 than models.py")
     f32 = args.scratch / f"{name}-f32.gguf"
     run(f32, args.llama_cpp / "llama-quantize", "--allow-requantize", model, f32, "F32", str(args.threads))
-    truth = logits_file(args, f32, f"{name}-f32", text)
-    quantised = logits_file(args, model, name, text)
+    truth = logits_file(args, f32, f"{name}-f32", kind)
+    quantised = logits_file(args, model, name, kind)
     with GgufFile.open(model) as file:
         tokenizer = load_tokenizer(file.metadata)
+    text = GOLDENS[kind][0]
     ids = tokenizer.encode((args.texts / f"{text}.txt").read_text(encoding="utf-8").removesuffix("\n"))
     if ids[: truth.tokens.size] != truth.tokens.reshape(-1).tolist():
         raise SystemExit(f"{name}, {text}: llmrun's token ids are not llama.cpp's")
@@ -81,8 +83,8 @@ def make(args, name, text):
         for log_q in np.array_split(quantised.log_probabilities(chunk)[0], PIECES):
             golden.llama_cpp[row : row + len(log_q)] = figures(golden, row, log_q)
             row += len(log_q)
-    golden.save(f"{name}-{text}")
-    print(f"{name}-{text}: {n_row} rows, {Summary.of(golden, golden.llama_cpp)}", flush=True)
+    golden.save(f"{name}-{kind}")
+    print(f"{name}-{kind}: {n_row} rows, {Summary.of(golden, golden.llama_cpp)}", flush=True)
 
 
 def main():
@@ -100,8 +102,8 @@ def main():
     parser.add_argument("names", nargs="*", default=list(MODELS), metavar="NAME", help=", ".join(MODELS))
     args = parser.parse_args()
     for name in args.names:
-        for text in TEXTS:
-            make(args, name, text)
+        for kind in GOLDENS:
+            make(args, name, kind)
 
 
 if __name__ == "__main__":
