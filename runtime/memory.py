@@ -61,16 +61,25 @@ def choose_context(plan: MemoryPlan, path: Path, *, wanted: int | None, n_ctx_tr
 def available_bytes() -> int:
     """Return the memory that this process can still get: the machine's, or what its cgroup leaves."""
     free = _machine_bytes()
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    for folder, limit_name, used_name in (
+        ("/sys/fs/cgroup/", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory/", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         try:
-            left = int(Path(limit).read_text(encoding="ascii")) - int(Path(used).read_text(encoding="ascii"))
+            limit, used = (int(Path(folder + n).read_text(encoding="ascii")) for n in (limit_name, used_name))
         except (OSError, ValueError):
             continue
-        free = min(free, max(0, left))
+        free = min(free, max(0, limit - used + _file_cache_bytes(folder + "memory.stat")))
     return free
+
+
+def _file_cache_bytes(stat: str) -> int:
+    """Return the bytes of a cgroup's use that are cached files: a model just fetched, which the system can drop."""
+    try:
+        lines = Path(stat).read_text(encoding="ascii").splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.split()[0] in ("inactive_file", "active_file"))
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _machine_bytes() -> int:
