@@ -8,11 +8,21 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from ..formats.errors import ConfigError
+
+MAX_THREADS = 1024
+
 
 def default_threads() -> tuple[int, str]:
-    """Return the number of threads for this machine, and why it is that."""
+    """Return the number of threads for this machine, and why it is that.
+
+    Raises:
+        ConfigError: ``LLMRUN_THREADS`` is not a number of threads.
+    """
     forced = os.environ.get("LLMRUN_THREADS", "")
-    if forced.isdigit() and int(forced) > 0:
+    if forced:
+        if not (forced.isascii() and forced.isdigit() and 1 <= int(forced) <= MAX_THREADS):
+            raise ConfigError(f"LLMRUN_THREADS is {forced!r}, expected a number from 1 to {MAX_THREADS}")
         return int(forced), "LLMRUN_THREADS"
     limits = [(_physical_cores(), "physical cores")]
     if hasattr(os, "sched_getaffinity"):
