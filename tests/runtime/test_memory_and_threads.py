@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from llmrun.formats.errors import CapacityError
+from llmrun.formats.errors import CapacityError, ConfigError
 from llmrun.runtime import memory, threads
 from llmrun.runtime.memory import GRAIN, OVERHEAD_BYTES, MemoryPlan, choose_context
 
@@ -104,3 +104,41 @@ def test_no_psutil_where_linux_answers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "two", "1.5", " 2", "٣", "99999"])
+def test_a_number_of_threads_that_is_none_is_refused(monkeypatch, value):
+    monkeypatch.setenv("LLMRUN_THREADS", value)
+    with pytest.raises(ConfigError) as caught:
+        threads.default_threads()
+    assert str(caught.value) == f"LLMRUN_THREADS is {value!r}, expected a number from 1 to 1024"
+
+
+def test_a_cgroup_limit_counts_and_cached_files_do_not(monkeypatch):
+    files = {
+        "/proc/meminfo": "MemTotal: 99999999 kB\nMemAvailable:   8000000 kB\n",
+        "/sys/fs/cgroup/memory.max": "3000000000\n",
+        "/sys/fs/cgroup/memory.current": "1000000000\n",
+    }
+
+    def read_text(self, encoding):
+        if str(self) not in files:
+            raise FileNotFoundError(self)
+        return files[str(self)]
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    assert memory.available_bytes() == 2_000_000_000
+    files["/sys/fs/cgroup/memory.stat"] = "anon 5\ninactive_file 300000000\nactive_file 4000000\nfile 999999999\n"
+    assert memory.available_bytes() == 2_304_000_000  # a model that was just fetched fills the cache, not the memory
+    files["/sys/fs/cgroup/memory.max"] = "max\n"
+    assert memory.available_bytes() == 8_192_000_000
+    files["/sys/fs/cgroup/memory.max"] = "100000000\n"  # less than is used
+    assert memory.available_bytes() == 0
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [(0, "0 MB"), (1_400_000, "1 MB"), (99_999_999, "100 MB"), (10**8, "0.1 GB"), (172 * 10**8, "17.2 GB")],
+)
+def test_sizes_as_people_write_them(n_bytes, text):
+    assert memory.gigabytes(n_bytes) == text
