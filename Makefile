@@ -75,3 +75,11 @@ check-wheel: $(VENV)/installed-dev
 	rm -rf build/wheel build/lib
 	$(subst install,wheel,$(PIP)) --no-deps --wheel-dir build/wheel .
 	LLMRUN_WHEEL=$$(ls build/wheel/*.whl) $(BIN)/python -m pytest -q tests/test_wheel.py
+
+# Real models, against llama.cpp: tests/models/README.md. Those that the folder lacks are skipped.
+.PHONY: check-models
+check-models: $(VENV)/installed-dev
+	@folder="$${LLMRUN_TEST_MODELS:-$$($(BIN)/python -c 'from llmrun.cli.models_folder import models_folder; print(models_folder())')}"; \
+	ls "$$folder"/*.gguf >/dev/null 2>&1 || { echo "check-models: no model in $$folder. Fetch one with '$(BIN)/llmrun pull smollm2-135m'," \
+		"or name a folder: make check-models LLMRUN_TEST_MODELS=folder (tests/models/README.md lists the files)" >&2; exit 1; }; \
+	LLMRUN_TEST_MODELS="$$folder" $(BIN)/python -m pytest -q -m models tests/models tests/formats tests/runtime/tokenizer $(ARGS)
