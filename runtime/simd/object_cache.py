@@ -118,20 +118,20 @@ class ObjectCache:
         reasons = []
         for base in _candidates():
             try:
-                return self._prepare(base)
+                folder = self._prepare(base)
             except OSError as error:
                 reasons.append(f"{base}: {error.strerror or error}")
+                continue
+            if reasons:
+                self.notices.append(f"compiled kernels are kept in {base}: " + "; ".join(reasons))
+            return folder
         self.notices.append("compiled kernels are not kept: " + "; ".join(reasons))
         return None
 
     def _prepare(self, base: Path) -> Path:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = base.stat()
-        if hasattr(os, "getuid"):
-            if status.st_uid != os.getuid():
-                raise OSError("belongs to another user")
-            if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise OSError("other users can write to it")
+        for private in (base.parent, base):  # whoever can write to the parent can put another folder in place
+            private.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _check_private(private)
         folder = base / f"{self.fingerprint}-{compiler_fingerprint()}"
         folder.mkdir(mode=0o700, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
@@ -143,15 +143,28 @@ class ObjectCache:
         return folder
 
 
+def _check_private(folder: Path) -> None:
+    """Raise OSError unless the folder (and a link to it) is this user's, and no other user can write to it."""
+    if not hasattr(os, "getuid"):
+        return
+    status = folder.stat()
+    if {status.st_uid, folder.lstat().st_uid} != {os.getuid()}:
+        raise OSError(f"{folder.name} belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise OSError(f"other users can write to {folder.name}")
+
+
 def _candidates() -> Iterator[Path]:
     chosen = os.environ.get("LLMRUN_CACHE")
     if chosen:
-        yield Path(chosen) / "objects"
+        yield Path(chosen).absolute() / "objects"
     else:
         with contextlib.suppress(Exception):  # no home folder at all
             from platformdirs import user_cache_path
 
-            yield user_cache_path("llmrun", appauthor=False) / "objects"
+            path = user_cache_path("llmrun", appauthor=False)
+            if path.is_absolute():  # else nobody knows the home folder: it would be one called "~" right here
+                yield path / "objects"
     with contextlib.suppress(OSError):
         user = os.getuid() if hasattr(os, "getuid") else os.environ.get("USERNAME", "user")
         yield Path(tempfile.gettempdir()) / f"llmrun-{user}" / "objects"
