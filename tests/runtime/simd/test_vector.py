@@ -14,7 +14,8 @@ from ..bits import assert_same_bits
 from ..machine import TARGET_NAMES, rng_for
 
 SPECIAL = np.array(
-    [0, -0.0, 1, -1, 0.5, -0.5, 1.5, 2.5, 1e-45, -1e-45, 1e-38, 3e38, -3e38, np.inf, -np.inf, 8388607.5, 88.7, -87.34, -104, 1e-3],
+    [0, -0.0, 1, -1, 0.5, -0.5, 1.5, 2.5, 1e-45, -1e-45, 1e-38, 3e38, -3e38, np.inf, -np.inf, 8388607.5, 88.7, -87.34,
+     -104, 1e-3],
     np.float32,
 )  # fmt: skip
 
