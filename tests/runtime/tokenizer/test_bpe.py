@@ -1,5 +1,6 @@
 """Byte-pair tokenizers: the library against the merges written out, and vocabularies that the library refuses."""
 
+from copy import copy
 from itertools import pairwise
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrun.formats.errors import FormatError
-from llmrun.runtime.tokenizer.bpe import BYTE_TO_CHAR, _pairs
+from llmrun.runtime.tokenizer.bpe import BYTE_TO_CHAR, SHORT_TEXT, _pairs
 from llmrun.runtime.tokenizer.bpe_merge import merge
 
 from .tiny_vocabularies import byte_level, open_tokenizer, text_level
@@ -92,6 +93,27 @@ def test_merges_that_the_library_cannot_have_run_without_it(tmp_path, merges):
     tokenizer = open_tokenizer(tmp_path, metadata)
     assert tokenizer._library is None
     assert [tokenizer.piece(i) for i in tokenizer.encode("the")] == [b"th", b"e"]
+
+
+def test_short_texts_do_without_the_library(tmp_path):
+    tokenizer = open_tokenizer(tmp_path, byte_level())
+    short, long = "the then " * 10, "the then " * (SHORT_TEXT // 5)
+    ids = tokenizer.encode(short)
+    assert "_library" not in tokenizer.__dict__
+    assert tokenizer.encode(long)[: len(ids) - 5] == ids[:-5]
+    assert tokenizer._library is not None
+    assert tokenizer.encode(short) == ids
+
+
+@given(merges=st.lists(st.text("ab ", min_size=1, max_size=5), max_size=8), left=st.text("ab ", min_size=1))
+def test_ranks_of_texts_are_those_of_their_sides(tokenizer, merges, left):
+    tokenizer = copy(tokenizer)
+    tokenizer.__dict__.pop("_ranks", None)
+    tokenizer._merges = merges
+    pairs = _pairs(merges)
+    for right in ("a", "b", " ", "ab", "b a", "a "):
+        expected = pairs.index((left, right)) if (left, right) in pairs else None
+        assert tokenizer._rank(left, right) == expected
 
 
 def test_a_space_can_be_a_part_of_a_merge():
