@@ -1,4 +1,4 @@
-"""Nothing about the cache of compiled kernels stops the program; it goes on with another folder or none, and says so."""
+"""Nothing about the cache of compiled kernels stops the program: another folder or none is used, and it is said."""
 
 import errno
 import os
