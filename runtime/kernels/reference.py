@@ -124,8 +124,13 @@ def quantize(x: F32) -> Activations:
     largest = np.abs(blocks).max(axis=2)
     with np.errstate(all="ignore"):
         inverse = np.where(largest > SMALLEST, np.float32(127) / largest, ZERO)
-    q = np.rint(blocks * inverse[..., None]).astype(np.int32)
-    return Activations(q, largest / np.float32(127))
+        scaled = blocks * inverse[..., None]
+        q = np.rint(scaled).astype(np.int32)
+        squares = (q.astype(np.float32) ** 2).sum(axis=2)  # exact in any order
+        (left, right), (q_left, q_right) = (np.split(a, 2, axis=2) for a in (scaled, q.astype(np.float32)))
+        products = add_lanes(fma(right, q_right, left * q_left))
+        scale = np.where(squares > 0, products / squares * (largest / np.float32(127)), ZERO)
+    return Activations(q, scale)
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:

@@ -79,11 +79,26 @@ def test_norm_quantize(machine, target_name, n_col):
 def test_a_quant_is_at_most_half_a_step_off():
     x = rng_for("half a step").normal(size=(50, 320)).astype(np.float32)
     quantized = twin.quantize(x)
-    back = (quantized.q * quantized.scale[..., None].astype(np.float64)).reshape(x.shape)
-    step = quantized.scale[..., None].astype(np.float64).repeat(32, 2).reshape(x.shape)
-    # Half a step, and the roundings of 127 / max, of the product (at most 127 steps of 2**-24 each) and of the scale.
-    assert (np.abs(back - x) <= step * (0.5 + 3 * 127 * 2.0**-24)).all()
+    blocks = x.reshape(quantized.q.shape).astype(np.float64)
+    step = np.abs(blocks).max(axis=2, keepdims=True) / 127
+    # Half a step, and the roundings of 127 / max and of the product (at most 127 steps of 2**-24 each).
+    assert (np.abs(quantized.q * step - blocks) <= step * (0.5 + 2 * 127 * 2.0**-24)).all()
     assert np.abs(quantized.q).max() == 127
+
+
+def test_the_scale_has_the_least_squared_error():
+    x = rng_for("least squares").normal(size=(50, 320)).astype(np.float32)
+    quantized = twin.quantize(x)
+    blocks = x.reshape(quantized.q.shape).astype(np.float64)
+
+    def error(scale):
+        return ((quantized.q * scale - blocks) ** 2).sum(axis=2)
+
+    best = quantized.scale[..., None].astype(np.float64)
+    for factor in (0.999, 0.9999, 1.0001, 1.001):
+        assert (error(best) < error(best * factor)).all()
+    plain = error(np.abs(blocks).max(axis=2, keepdims=True) / 127).sum()
+    assert 0.95 < error(best).sum() / plain < 0.985  # about 31 / 32
 
 
 @pytest.mark.parametrize("value", [1e-45, 1e-39, 2.0**-121, 2.0**-120])
