@@ -43,15 +43,14 @@ class BuildWithObjects(build_py):
             targets or "host",
         ]
         try:
+            environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
             # In the copy's folder: python -m looks for modules in the current one first.
-            subprocess.run(command, check=True, cwd=library, env={**os.environ, "PYTHONPATH": path})
+            subprocess.run(command, check=True, cwd=library, env=environment)
         except (OSError, subprocess.SubprocessError):
             if targets:  # asked for by name
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             self.warn("kernels could not be compiled now; llmrun will compile them at first need")
-        for cache in library.rglob("__pycache__"):
-            shutil.rmtree(cache, ignore_errors=True)
 
 
 setup(cmdclass={"build_py": BuildWithObjects})

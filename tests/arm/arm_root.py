@@ -61,15 +61,18 @@ def fetch_python(folder):
 
 def fetch_wheels(folder, python):
     """Install arm64 wheels for that Python beside it."""
-    site = folder / "site"
-    if not (site / "llvmlite").is_dir():
-        wanted = [f"{name}=={version(name)}" for name in DISTRIBUTIONS]
+    site, list_path = folder / "site", folder / "site.txt"
+    wanted = [f"{name}=={version(name)}" for name in DISTRIBUTIONS]
+    number = python.name.removeprefix("python")
+    contents = "\n".join([number, *wanted])
+    if not list_path.exists() or list_path.read_text() != contents:
+        shutil.rmtree(site, ignore_errors=True)
         platforms = [f"--platform={tag}" for tag in TAGS]
         python_with_pip = sys.executable if find_spec("pip") else "python3"  # Debian's environments may lack it
         pip = [python_with_pip, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
-        number = python.name.removeprefix("python")
         command = [*pip, "--target", site, *platforms, f"--python-version={number}", "--only-binary=:all:", *wanted]
         subprocess.run(command, check=True)
+        list_path.write_text(contents)
     return site
 
 
