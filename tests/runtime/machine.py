@@ -4,6 +4,7 @@ Every kernel is built for every target, except for ``avx-vnni`` where there is A
 but the byte dot product with ``avx2``, so only ``DOT_KERNELS`` are built (``pytest --slow`` builds all).
 """
 
+import sys
 from functools import cache
 
 import numpy as np
@@ -16,7 +17,8 @@ from llmrun.runtime.simd.isa import TARGETS, supported_targets
 TARGET_NAMES = tuple(t.name for t in supported_targets())
 # One kernel for each way in which a dot product is used: 4 bits with an offset, signed bytes, table, halves of a group.
 DOT_KERNELS = frozenset({"matmul_q4_0", "matmul_q8_0", "matmul_iq4_nl", "matmul_q6_k", "quantize", "embed_f32"})
-PARTIAL = frozenset({"avx-vnni"}) if TARGET_NAMES[0] != "avx-vnni" else frozenset()
+IS_SLOW = "--slow" in sys.argv
+PARTIAL = frozenset() if IS_SLOW else frozenset({"avx-vnni"}) - {TARGET_NAMES[0]}
 # Look-ups of these types are built for every target, of the others for the best one: they are plain scalar code.
 EMBED_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 # All but the partial ones: these run whole models.
@@ -29,7 +31,7 @@ def names_for(target_name):
     names = kernel_names()
     if target_name in PARTIAL:
         return [n for n in names if n in DOT_KERNELS]
-    if target_name == BEST:
+    if target_name == BEST or IS_SLOW:
         return names
     return [n for n in names if not n.startswith("embed_") or n.removeprefix("embed_").upper() in EMBED_TYPES]
 

@@ -21,21 +21,21 @@ def check(program, n_tok, n_out):
     ops = program.ops
     span = {b: range(o, o + n_bytes(b, n_tok, n_out)) for b, o in result.offsets.items()}
     assert set(span) == set(program.buffers())
+    first = {b: min(i for i, op in enumerate(ops) if b in op.reads + op.writes) for b in span}
+    last = {b: max(i for i, op in enumerate(ops) if b in op.reads + op.writes) for b in span}
+    last |= {b: len(ops) for b in program.outputs.values()}
     for buffer, place in span.items():
         assert place.start % 64 == 0
         assert place.start >= 0
         assert place.stop <= result.n_bytes
-        uses = [i for i, op in enumerate(ops) if buffer in op.reads or buffer in op.writes]
-        alive = range(uses[0], (len(ops) if buffer in program.outputs.values() else uses[-1]) + 1)
         for other, other_place in span.items():
-            other_uses = [i for i, op in enumerate(ops) if other in op.reads or other in op.writes]
-            other_stop = len(ops) if other in program.outputs.values() else other_uses[-1]
-            if other is not buffer and max(alive.start, other_uses[0]) <= min(alive.stop - 1, other_stop):
+            if other is not buffer and max(first[buffer], first[other]) <= min(last[buffer], last[other]):
                 assert max(place.start, other_place.start) >= min(place.stop, other_place.stop), (buffer, other)
-    for j, later in enumerate(ops):
-        for i, earlier in enumerate(ops[:j]):
-            if conflicts(earlier, later, span):
-                assert any(result.has_barrier[i:j]), f"no barrier between {i}: {earlier} and {j}: {later}"
+    touched = [(memory(op, span, False), memory(op, span, True)) for op in ops]
+    for j, later in enumerate(touched):
+        for i, earlier in enumerate(touched[:j]):
+            if not any(result.has_barrier[i:j]):
+                assert not conflict(earlier, later), f"no barrier between {i}: {ops[i]} and {j}: {ops[j]}"
     if ops:
         assert result.has_barrier[-1]
     for i, op in enumerate(ops):
@@ -54,14 +54,14 @@ def memory(op, span, is_written):
     return touched
 
 
-def conflicts(earlier, later, span):
-    """Whether one of two operations writes what the other touches."""
-    pairs = [(True, True), (True, False), (False, True)]
+def conflict(earlier, later):
+    """Whether one of two operations, each as (what it reads, what it writes), writes what the other touches."""
+    (reads, writes), (later_reads, later_writes) = earlier, later
     return any(
         a == b and max(x.start, y.start) < min(x.stop, y.stop)
-        for first, second in pairs
-        for a, x in memory(earlier, span, first)
-        for b, y in memory(later, span, second)
+        for one, other in ((writes, later_reads + later_writes), (reads, later_writes))
+        for a, x in one
+        for b, y in other
     )
 
 
@@ -118,8 +118,9 @@ def test_a_missing_barrier_is_found():
     x, y, z = (Buffer(n, 16) for n in "xyz")
     program = Program([Op("embed", (), (x,)), Op("a", (x,), (y,)), Op("b", (y,), (z,))], {"out": z}, 1)
     span = {b: range(i * 64, i * 64 + 64) for i, b in enumerate((x, y, z))}
-    assert conflicts(program.ops[1], program.ops[2], span)
-    assert not conflicts(program.ops[0], program.ops[2], span)
+    touched = [(memory(op, span, False), memory(op, span, True)) for op in program.ops]
+    assert conflict(touched[1], touched[2])
+    assert not conflict(touched[0], touched[2])
     assert plan(program, 1, 1).has_barrier[1]
 
 

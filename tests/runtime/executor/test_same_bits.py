@@ -73,7 +73,7 @@ def test_every_buffer_after_every_operation(machine, make_runner, model, is_fuse
     bound = Bound(machine, BEST, runner.program, runner.weights, n_tok=len(ids), pages=runner.pages)
     for index, op in enumerate(runner.program.ops):
         checked._run_op(op)
-        bound.run_index(index, batch, n_worker=3)
+        bound.run_index(index, batch, n_worker=5 if is_fused else 3)
         for buffer in op.writes:
             want = checked.buffers[buffer]
             if buffer.kind == "q8":
@@ -112,6 +112,16 @@ def test_fifty_passes_with_more_threads_than_cores(make_runner):
     want = make_runner(("qwen2", "Q4_1")).logits(ids)
     for _ in range(50):
         assert_same_bits(runner.logits(ids, chunk=7), want)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_thread", [2, 3, 4, 7])
+@pytest.mark.parametrize("model", FEW, ids=ident)
+def test_thousands_of_passes(make_runner, model, n_thread):
+    runner, ids = make_runner(model, n_thread=n_thread), token_ids("races", 40)
+    want = make_runner(model).logits(ids)
+    for i in range(300):
+        assert_same_bits(runner.logits(ids, chunk=1 + i % 9), want)
 
 
 @pytest.mark.parametrize("model", FEW, ids=ident)

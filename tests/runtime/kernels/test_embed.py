@@ -10,12 +10,12 @@ from llmrun.runtime.kernels.registry import EMBED_FORMATS
 from llmrun.runtime.program import ProgramBuilder, Weight
 
 from ..bits import assert_same_bits
-from ..machine import BEST, EMBED_TYPES, WHOLE_TARGETS, rng_for
+from ..machine import BEST, WHOLE_TARGETS, names_for, rng_for
 from ..memory_weights import MemoryWeights
 from ..one_op import POISON, Bound
 
 N_VOCAB = 37
-PAIRS = [(t, f) for t in WHOLE_TARGETS for f in EMBED_FORMATS if t == BEST or f in EMBED_TYPES]
+PAIRS = [(t, f) for t in WHOLE_TARGETS for f in EMBED_FORMATS if f"embed_{f.lower()}" in names_for(t)]
 
 
 class Table(MemoryWeights):
