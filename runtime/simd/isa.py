@@ -45,7 +45,7 @@ class Target:
         return self.is_arm, self.dot, self.has_fma, self.has_f16, self.widths
 
 
-_X86 = "x86_64-unknown-linux-gnu"  # only names the object format: ELF also loads on Windows and macOS
+_X86 = "x86_64-unknown-linux-gnu"  # ELF objects; with this calling convention they also load on an Intel Mac
 _ARM = "aarch64-unknown-linux-gnu"
 _MAC = "arm64-apple-macosx11.0"
 _V3 = frozenset({"avx2", "fma", "f16c", "bmi", "bmi2", "lzcnt", "movbe"})
@@ -141,6 +141,8 @@ def choose_target() -> Target:
     Raises:
         ConfigError: the machine fits no target, or ``LLMRUN_ISA`` names none that it can run.
     """
+    if sys.platform == "win32":  # kernels are built for the System V calling convention: they would crash there
+        raise ConfigError("Windows is not supported yet: run llmrun under WSL 2")
     usable = supported_targets()
     if not usable:
         raise ConfigError(f"this CPU ({platform.machine()}) is not supported: llmrun needs x86-64-v2 or 64-bit Arm")

@@ -151,3 +151,9 @@ def test_a_start_without_compiling_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_windows_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(isa.sys, "platform", "win32")
+    with pytest.raises(ConfigError, match="Windows is not supported yet"):
+        isa.choose_target()
