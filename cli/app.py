@@ -13,23 +13,9 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
 
 from ..formats.errors import LlmrunError
 from .render.text import escaped, styled
-
-
-def entry() -> NoReturn:
-    """Run this process's command line and end it at once.
-
-    Taking Python's modules and threads down one by one takes 40 ms, and nothing here needs it: files are written
-    and closed by the commands, and threads are the engine's own. ``python -m llmrun`` ends in the ordinary way.
-    """
-    code = main()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
 
 
 def main(args: Sequence[str] | None = None) -> int:

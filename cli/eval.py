@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from .declare import Option
 from .generation import open_engine
+from .imports import import_engine
 from .model_ref import resolve
 from .options import LoadOptions, Model
 from .render.progress import ProgressBar
@@ -36,7 +37,8 @@ def perplexity(
 
     The text is cut into chunks of -c tokens (here 0 means 512); the second half of each chunk counts.
     """
-    from ..runtime.perplexity import measure, plan_chunks  # here: --help must not pay for NumPy
+    import_engine()  # here: --help must not pay for it
+    from ..runtime.perplexity import measure, plan_chunks
 
     n_ctx = loading.ctx_size or DEFAULT_CTX
     text = read_text(file)

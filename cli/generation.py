@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import ConfigError
+from .imports import import_engine
 from .options import LoadOptions, SamplingOptions
 from .render.progress import ProgressBar
 from .text_input import unescape
@@ -31,7 +32,8 @@ def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -
     Raises:
         LlmrunError: whatever the engine finds wrong with the file, the options or the machine.
     """
-    from ..runtime.engine import Engine  # here: --help must not pay for the engine
+    import_engine()  # here: --help must not pay for the engine
+    from ..runtime.engine import Engine
 
     with ProgressBar(f"loading {path.name}", delay_s=0.5) as progress:
         return Engine.open(
@@ -84,6 +86,7 @@ def parse_order(options: SamplingOptions) -> tuple[str, ...] | None:
     Raises:
         ConfigError: both are given, or one names a sampler that does not exist.
     """
+    import_engine()
     from ..runtime.sampling.settings import parse_sampler_letters, parse_samplers
 
     if options.samplers is not None and options.sampler_seq is not None:
@@ -104,6 +107,7 @@ def generation_params(
         n_logprobs: likeliest tokens to report with each generated one.
         max_tokens: limit where the options set none.
     """
+    import_engine()
     from ..runtime.engine import GenerationParams
     from ..runtime.sampling.settings import SamplerSettings
 

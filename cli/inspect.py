@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..formats.errors import LlmrunError
 from .declare import Option
+from .imports import import_numpy
 from .model_ref import resolve
 from .options import Model
 from .render.text import count, escaped, size
@@ -29,7 +30,8 @@ def inspect(
     as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what a model file holds: sizes, types, metadata, tensors, the program that runs it."""
-    from ..formats.gguf import GgufFile  # here: --help must not pay for NumPy
+    import_numpy()  # here: --help must not pay for it
+    from ..formats.gguf import GgufFile
 
     with GgufFile.open(resolve(model)) as file:
         if as_json:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ..formats.errors import ConfigError
 from .declare import Argument, Option, UsageError
+from .imports import import_numpy
 from .model_ref import resolve
 from .options import Model
 from .render.text import escaped, printable
@@ -90,7 +91,8 @@ def detokenize(
 
 
 def _load(model: str, override_pre: str | None) -> Tokenizer:
-    from ..formats.gguf import GgufFile  # here: --help must not pay for NumPy
+    import_numpy()  # here: --help must not pay for it
+    from ..formats.gguf import GgufFile
     from ..runtime.tokenizer import load_tokenizer
 
     with GgufFile.open(resolve(model)) as file:

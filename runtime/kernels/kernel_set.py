@@ -62,7 +62,7 @@ class KernelSet:
 
 
 def compile_missing(names: list[str], target: Target) -> Iterable[tuple[str, bytes]]:
-    """Compile kernels, in several processes when there are several; yields them as they are done.
+    """Compile kernels in other processes, which Ctrl-C can end at any time; yields them as they are done.
 
     Raises:
         RuntimeError: a kernel did not compile (a bug of llmrun, with the compiler's words).
@@ -70,24 +70,29 @@ def compile_missing(names: list[str], target: Target) -> Iterable[tuple[str, byt
     if not names:  # a start that finds its objects imports no Numba
         return
     n_process = min(len(names), os.cpu_count() or 1)
-    if n_process <= 1:
-        yield from _compile_here(names, target)
-        return
     command = [sys.executable, "-c", "from llmrun.runtime.kernels.kernel_set import compile_main; compile_main()"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     # Heaviest first would be ideal; names in turn are close enough.
     shares = [names[i::n_process] for i in range(n_process)]
-    children = [
-        # A session of their own: Ctrl-C reaches this process alone, which then kills them.
-        subprocess.Popen(
-            [*command, target.name, *share],
-            stdout=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )
-        for share in shares
-    ]
+    children: list[subprocess.Popen[bytes]] = []
+    try:
+        for share in shares:
+            # A session of their own: Ctrl-C reaches this process alone, which then kills them.
+            child = subprocess.Popen(
+                [*command, target.name, *share],
+                stdout=subprocess.PIPE,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
+            children.append(child)
+    except OSError:  # no processes to be had
+        _end(children)
+        yield from _compile_here(names, target)
+        return
+    except BaseException:
+        _end(children)
+        raise
     try:
         pending = [(child, list(share)) for child, share in zip(children, shares, strict=True)]
         while pending:
@@ -102,11 +107,15 @@ def compile_missing(names: list[str], target: Target) -> Iterable[tuple[str, byt
                 if not share:
                     pending.remove((child, share))
     finally:
-        for child in children:
-            child.kill()
-            child.wait()
-            if child.stdout:
-                child.stdout.close()
+        _end(children)
+
+
+def _end(children: list[subprocess.Popen[bytes]]) -> None:
+    for child in children:
+        child.kill()
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
 
 
 def _compile_here(names: list[str], target: Target) -> Iterable[tuple[str, bytes]]:
@@ -132,6 +141,9 @@ def compile_main() -> None:
     from ..simd.isa import TARGETS
 
     target, names = TARGETS[sys.argv[1]], sys.argv[2:]
+    parent = os.getppid()
     for _, data in _compile_here(names, target):
+        if os.getppid() != parent:  # it was interrupted while it started this process
+            os._exit(1)
         sys.stdout.buffer.write(len(data).to_bytes(8, "little") + data)
         sys.stdout.buffer.flush()

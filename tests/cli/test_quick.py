@@ -136,7 +136,7 @@ def test_an_ordinary_line_does_without_typer():
 
 @pytest.mark.parametrize(("args", "code"), [(["list"], 0), (["tokenize", "/nonexistent", "x"], 1), (["run"], 2)])
 def test_the_console_script_ends_with_everything_written(tmp_path, args, code):
-    script = f"import sys; sys.argv = ['llmrun', *{args!r}]; from llmrun.cli.app import entry; entry()"
+    script = f"import sys; sys.argv = ['llmrun', *{args!r}]; from llmrun.cli.entry import entry; entry()"
     env = {**os.environ, "LLMRUN_MODELS": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT, env=env

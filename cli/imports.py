@@ -1,0 +1,42 @@
+"""Imports of modules that are written in C, with a Ctrl-C that is quiet meanwhile.
+
+Such modules turn a ``KeyboardInterrupt`` that comes while they are set up into errors of their own ("you should not
+try to import numpy from its source directory"). Nothing is open yet at that time, so the process may end at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+def import_numpy() -> None:
+    """Import NumPy, which every reader of model files needs."""
+    with _ending_at_interrupt():
+        import numpy as np  # noqa: F401  # from here on it is there for everyone
+
+
+def import_engine() -> None:
+    """Import the engine and all that it needs at once."""
+    with _ending_at_interrupt():
+        from ..runtime import engine  # noqa: F401  # from here on it is there for everyone
+
+
+@contextmanager
+def _ending_at_interrupt() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+        yield
+        return
+    before = signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _end(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signature is fixed by the signal module
+    os._exit(128 + signum)
