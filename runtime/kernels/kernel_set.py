@@ -79,7 +79,7 @@ def compile_missing(names: list[str], target: Target) -> Iterable[tuple[str, byt
         for share in shares:
             # A session of their own: Ctrl-C reaches this process alone, which then kills them.
             child = subprocess.Popen(
-                [*command, target.name, *share],
+                [*command, str(os.getpid()), target.name, *share],
                 stdout=subprocess.PIPE,
                 stdin=subprocess.DEVNULL,
                 env=environment,
@@ -137,13 +137,15 @@ def _receive(child: subprocess.Popen[bytes]) -> bytes | None:
 
 
 def compile_main() -> None:
-    """Compile the kernels that the command line names and write each as length and bytes to standard output."""
+    """Compile the kernels that the command line names and write each as length and bytes to standard output.
+
+    Ends when the process that asked for them is gone: one that is interrupted while it starts this one cannot end it.
+    """
     from ..simd.isa import TARGETS
 
-    target, names = TARGETS[sys.argv[1]], sys.argv[2:]
-    parent = os.getppid()
+    parent, target, names = int(sys.argv[1]), TARGETS[sys.argv[2]], sys.argv[3:]
     for _, data in _compile_here(names, target):
-        if os.getppid() != parent:  # it was interrupted while it started this process
-            os._exit(1)
+        if os.name == "posix" and os.getppid() != parent:
+            return
         sys.stdout.buffer.write(len(data).to_bytes(8, "little") + data)
         sys.stdout.buffer.flush()

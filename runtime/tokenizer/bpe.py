@@ -25,6 +25,7 @@ _SHOWN = (*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100))  # bytes 
 _HIDDEN = tuple(byte for byte in range(0x100) if byte not in _SHOWN)  # the others, written from U+0100 on
 BYTE_TO_CHAR = {byte: chr(byte) for byte in _SHOWN} | {byte: chr(0x100 + i) for i, byte in enumerate(_HIDDEN)}
 CHAR_TO_BYTE = {char: byte for byte, char in BYTE_TO_CHAR.items()}
+WORDS_AT_ONCE = 10_000  # 20 ms in the library, which Ctrl-C does not interrupt
 SHORT_TEXT = 2000  # characters, which take 5 to 20 ms
 _SPACE_RUN = re.compile("[" + "".join(map(chr, sorted(WHITESPACE))) + "]+")
 
@@ -140,8 +141,11 @@ class BpeTokenizer(Tokenizer):
             is_plain = False
         if not is_plain or self._library is None:
             return [token_id for word in words for token_id in self._encode_word(word)]
-        encoded = self._library.encode_batch_fast([words], is_pretokenized=True, add_special_tokens=False)
-        ids: list[int] = encoded[0].ids
+        ids: list[int] = []
+        for start in range(0, len(words), WORDS_AT_ONCE):
+            some_words = words[start : start + WORDS_AT_ONCE]
+            encoded = self._library.encode_batch_fast([some_words], is_pretokenized=True, add_special_tokens=False)
+            ids += encoded[0].ids
         return [i for i in ids if i < self.n_vocab] if self._has_missing_bytes else ids
 
     def _encode_word(self, word: str) -> list[int]:

@@ -1,0 +1,112 @@
+"""Ctrl-C at any moment: the process ends at once with exit code 130, without a traceback and without leftovers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from .damaged_models import writer
+
+ROOT = Path(__file__).parents[2]
+MAX_SECONDS = 0.3
+N_TRY = 4  # the quickest counts: another program may hold the processor
+START = (
+    "import sys; sys.argv = ['llmrun', *sys.argv[1:]]; from llmrun.cli.entry import entry;"
+    "print('ready', file=sys.stderr, flush=True); entry()"
+)
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory):
+    """A model that has room for a million tokens."""
+    path = tmp_path_factory.mktemp("endless") / "m.gguf"
+    writer({"llama.context_length": 1 << 20})(path)
+    return path
+
+
+class Run:
+    """A command in a process of its own, past Python's own start."""
+
+    def __init__(self, *args, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", START, *map(str, args)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,
+            env={**os.environ, **environment},
+        )  # fmt: skip
+        assert self.process.stderr.readline() == b"ready\n"
+
+    def interrupt(self):
+        """Interrupt it; return the seconds until it was gone. It must end quietly."""
+        started = time.perf_counter()
+        self.process.send_signal(signal.SIGINT)
+        _, err = self.process.communicate(timeout=60)
+        seconds = time.perf_counter() - started
+        assert self.process.returncode == 130, err.decode()
+        assert b"Traceback" not in err
+        assert b"rror" not in err
+        return seconds
+
+
+def generate_for_ever(path):
+    return ["run", path, "-p", "x", "--ignore-eos", "--temp", "0", "-t", "2"]
+
+
+@pytest.mark.parametrize("delay_ms", [0, 5, 15, 30, 60, 100, 150, 200, 300, 400])
+def test_while_it_starts(endless, delay_ms):
+    run = Run(*generate_for_ever(endless))
+    time.sleep(delay_ms / 1000)
+    run.interrupt()
+
+
+def test_while_it_generates(endless):
+    seconds = []
+    for _ in range(N_TRY):
+        run = Run(*generate_for_ever(endless))
+        assert run.process.stdout.read(20)
+        seconds.append(run.interrupt())
+    assert min(seconds) < MAX_SECONDS
+
+
+def test_while_it_reads_a_long_prompt(endless, tmp_path):
+    prompt = tmp_path / "prompt.txt"
+    prompt.write_text("all the words of a long prompt " * 10_000)
+    seconds = []
+    for _ in range(N_TRY):
+        run = Run("run", endless, "--raw", "-f", prompt, "-n", "1", "-t", "2")
+        time.sleep(1)
+        seconds.append(run.interrupt())
+    assert min(seconds) < MAX_SECONDS
+
+
+def test_while_it_tokenizes(endless, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("all the words of a very long text " * 100_000)
+    seconds = []
+    for _ in range(N_TRY):
+        run = Run("tokenize", endless, "-f", text, "--ids")
+        time.sleep(0.4)
+        seconds.append(run.interrupt())
+    assert min(seconds) < MAX_SECONDS
+
+
+def test_while_it_compiles(endless, tmp_path):
+    run = Run(*generate_for_ever(endless), LLMRUN_CACHE=str(tmp_path))
+    children, deadline = [], time.monotonic() + 20
+    while not children and time.monotonic() < deadline and run.process.poll() is None:
+        children = psutil.Process(run.process.pid).children()
+        time.sleep(0.01)
+    if not children:
+        run.process.kill()
+        run.process.communicate()
+        pytest.skip("this installation carries its kernels compiled")
+    seconds = run.interrupt()
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert seconds < 5 * MAX_SECONDS
