@@ -5,6 +5,9 @@ import tempfile
 
 import pytest
 
+# Before NumPy is imported: its threads spin for a while after every product, which tests of idle threads would see.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
