@@ -3,6 +3,7 @@
 #   make chat          set up, fetch the default model, open the chat   (ARGS="--temp 0", MODEL=file.gguf)
 #   make test          set up, run the tests                            (ARGS="-k tokenizer")
 #   make check         ruff, mypy --strict, the architecture test
+#   make check-large   memory and load time of an 8B-shaped model
 #   make docs          write docs/cli.md from the commands' own help
 
 PYTHON ?= python3
@@ -83,3 +84,9 @@ check-models: $(VENV)/installed-dev
 	ls "$$folder"/*.gguf >/dev/null 2>&1 || { echo "check-models: no model in $$folder. Fetch one with '$(BIN)/llmrun pull smollm2-135m'," \
 		"or name a folder: make check-models LLMRUN_TEST_MODELS=folder (tests/models/README.md lists the files)" >&2; exit 1; }; \
 	LLMRUN_TEST_MODELS="$$folder" $(BIN)/python -m pytest -q -m models tests/models tests/formats tests/runtime/tokenizer $(ARGS)
+
+# A random 8B-shaped model (4.9 GB, kept in the folder): peak memory and load time. Wants a quiet machine.
+LARGE ?= build/large
+.PHONY: check-large
+check-large: $(VENV)/installed-dev
+	$(BIN)/python tests/large/check_large.py $(LARGE)
