@@ -56,16 +56,22 @@ def _is_private(buffer: Buffer, readers: Counter[Buffer], outputs: set[Buffer]) 
     return readers[buffer] == 1 and buffer not in outputs
 
 
+def _are_unchanged(buffers: tuple[Buffer, ...], ops: list[Op]) -> bool:
+    """Whether no operation writes any of the buffers: one that reads them may move past these."""
+    return not any(b in op.writes for op in ops for b in buffers)
+
+
 def _norm_and_quantize(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
     readers, writers, result, dropped = _readers(ops), _writers(ops), list(ops), set()
     for i, op in enumerate(ops):
         if op.kind != "quantize" or not _is_private(op.reads[0], readers, outputs):
             continue
-        norm = ops[writers[op.reads[0]]]
-        if norm.kind == "rms_norm" and norm.attributes["n_group"] == 1:
+        at = writers[op.reads[0]]
+        norm = ops[at]
+        if norm.kind == "rms_norm" and norm.attributes["n_group"] == 1 and _are_unchanged(norm.reads, ops[at:i]):
             attributes = {"eps": norm.attributes["eps"]}
             result[i] = Op("norm_quantize", norm.reads, op.writes, norm.weights, attributes)
-            dropped.add(writers[op.reads[0]])
+            dropped.add(at)
     return [op for i, op in enumerate(result) if i not in dropped]
 
 
@@ -96,6 +102,7 @@ def _gate_and_up(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
             and not gate.attributes
             and not up.attributes
             and gate.weights[0].packed == up.weights[0].packed
+            and _are_unchanged(gate.reads, ops[min(first, second) : i])
         ):
             result[i] = Op("matmul", gate.reads, op.writes, (gate.weights[0], up.weights[0]), dict(op.attributes))
             dropped |= {first, second}
