@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +54,7 @@ def chat(
     is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
     seed = choose_seed(sampling.seed)
     params = generation_params(sampling, seed=seed)
-    with open_engine(path, loading) as engine:
+    with _open(path, loading, is_interactive=is_interactive) as engine:
         if engine.template is None and params.max_tokens is None and not params.ignore_eos:
             params = generation_params(sampling, seed=seed, max_tokens=RAW_MAX_TOKENS)
         screen = TerminalScreen() if is_interactive else PlainScreen()
@@ -86,17 +87,32 @@ def chat(
         raise SystemExit(1)
 
 
+def _open(path: Path, loading: LoadOptions, *, is_interactive: bool) -> Engine:
+    from .line_input import without_echo
+
+    with without_echo() if is_interactive else nullcontext():
+        return open_engine(path, loading)
+
+
 def _talk_in_terminal(talk: Chat, screen: PlainScreen | TerminalScreen) -> None:
     from .line_input import terminal_reader, without_echo
 
     read = terminal_reader(screen.notice)
+    is_second = False  # Ctrl-C; one that comes just after the end of an answer must not lose the conversation
     while True:
         try:
             line = read()
         except EOFError:
             return
+        except KeyboardInterrupt:
+            if is_second:
+                raise
+            is_second = True
+            screen.notice("Ctrl-C again or Ctrl-D leaves")
+            continue
         with without_echo():
             talk.take(line)
+        is_second = talk.was_stopped
 
 
 def _answer_pipe(talk: Chat) -> None:

@@ -77,6 +77,7 @@ class Chat:
         self.settings = settings
         self.conversation = Conversation(system)
         self.n_errors = 0
+        self.was_stopped = False  # whether Ctrl-C ended what the last line asked for
         self._kwargs = template_kwargs or {}
         self._session: Session = engine.session()
         self._sample = 0
@@ -92,6 +93,7 @@ class Chat:
         """
         from .slash import carry_out  # here: it knows this module
 
+        self.was_stopped = False
         try:
             if line.startswith("/"):
                 carry_out(self, line)
@@ -171,7 +173,7 @@ class Chat:
         except KeyboardInterrupt:
             if not self._stops_at_interrupt:
                 raise
-            is_stopped = True
+            is_stopped = self.was_stopped = True
         finally:
             tokens.close()
             self._show(splitter.flush())
@@ -185,7 +187,7 @@ class Chat:
             self.screen.notice(f"the context of {n_ctx} tokens is full: /undo drops the last turn, /clear all of them")
         elif stats.finish_reason == "length":
             self.screen.notice(f"stopped at the limit of {params.max_tokens} tokens (-n, /set predict)")
-        line = stats_line(stats, n_used=len(ids) + n_generated, n_ctx=n_ctx)
+        line = stats_line(stats, n_used=len(self._session.tokens), n_ctx=n_ctx)
         self.screen.stats(f"{line} · stopped" if is_stopped else line)
         return text
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..formats.errors import ConfigError
+from .render.text import has_colour
 from .slash import COMMANDS
 from .text_input import decode
 
@@ -88,7 +89,7 @@ def terminal_reader(notice: Callable[[str], None]) -> Callable[[], str]:
         complete_while_typing=False,
         prompt_continuation=FormattedText([("", "  ")]),
     )
-    label = FormattedText([("bold", "> ")])
+    label = FormattedText([("bold" if has_colour(sys.stdout) else "", "> ")])
     return lambda: finished(session.prompt(label))
 
 

@@ -54,7 +54,7 @@ def _help(chat: Chat, argument: str) -> None:  # noqa: ARG001
     rows = [(f"/{name} {command.arguments}".rstrip(), command.help) for name, command in COMMANDS.items()]
     keys = [
         ("Enter", "send; after a final \\, or inside triple quotes, begin a new line"),
-        ("Ctrl-C", "stop the answer and keep what is there; at the prompt: leave"),
+        ("Ctrl-C", "stop the answer and keep what is there; twice: leave"),
         ("Ctrl-D", "leave"),
     ]
     chat.screen.rows([*rows, *keys])

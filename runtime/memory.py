@@ -47,13 +47,14 @@ def choose_context(plan: MemoryPlan, path: Path, *, wanted: int | None, n_ctx_tr
         raise CapacityError(
             f"{path}: the model needs {gigabytes(needed)} without any context, {gigabytes(plan.available_bytes)} free"
         )
+    fitting = n_ctx_train if n_ctx_train <= largest else largest // GRAIN * GRAIN or largest
     if wanted is None:
-        return n_ctx_train if n_ctx_train <= largest else largest // GRAIN * GRAIN
+        return fitting
     if wanted > largest:
         raise CapacityError(
             f"context of {wanted} tokens needs {gigabytes(plan.kv_bytes(wanted))} for the KV cache beside"
             f" {gigabytes(plan.weight_bytes)} of weights, {gigabytes(plan.available_bytes)} free;"
-            f" try --ctx-size {largest // GRAIN * GRAIN}"
+            f" try --ctx-size {fitting}"
         )
     return wanted
 

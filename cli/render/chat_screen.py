@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-from .text import escaped, printable, styled
+from .text import escaped, has_colour, printable, styled
 
 
 class PlainScreen:
@@ -49,7 +50,8 @@ class TerminalScreen:
     def __init__(self) -> None:
         from rich.console import Console  # here: a pipe does not need it
 
-        self._console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+        system: Any = "auto" if has_colour(sys.stdout) else None  # Rich itself keeps bold and dim under NO_COLOR
+        self._console = Console(color_system=system, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self._ends_line = True
 
     def header(self, title: str, lines: list[str]) -> None:

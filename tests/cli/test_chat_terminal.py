@@ -43,12 +43,27 @@ def test_header_answer_and_last_line(cli, engine, model, typed):
 
 def test_first_interrupt_keeps_the_answer_second_leaves(cli, engine, model, typed):
     engine.replies = [["par", "tial", KeyboardInterrupt()], "B"]
-    typed("a", "b", KeyboardInterrupt())
+    typed("a", KeyboardInterrupt(), "b")
     result = cli("chat", model, tty=True)
     assert "partial" in result.out
     assert "· stopped" in result.out
-    assert "assistant\npartial<|im_end|>" in engine.prompts[1]
     assert result.code == 130
+    assert len(engine.prompts) == 1
+
+
+def test_a_stopped_answer_is_part_of_the_conversation(cli, engine, model, typed):
+    engine.replies = [["par", "tial", KeyboardInterrupt()], "B"]
+    typed("a", "b")
+    assert cli("chat", model, tty=True).code == 0
+    assert "assistant\npartial<|im_end|>" in engine.prompts[1]
+
+
+def test_an_interrupt_that_comes_too_late_does_not_leave(cli, engine, model, typed):
+    engine.replies = ["A", "B"]
+    typed("a", KeyboardInterrupt(), "b", KeyboardInterrupt(), KeyboardInterrupt(), "c")
+    result = cli("chat", model, tty=True)
+    assert result.out.count("Ctrl-C again or Ctrl-D leaves") == 2
+    assert (result.code, len(engine.prompts)) == (130, 2)
 
 
 def test_interrupt_before_the_answer_drops_the_question(cli, engine, model, typed):

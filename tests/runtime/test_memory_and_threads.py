@@ -39,6 +39,13 @@ def test_a_wanted_context_is_never_lowered():
     )
 
 
+def test_a_context_beyond_the_models_own_is_not_recommended():
+    with pytest.raises(CapacityError, match="try --ctx-size 2048$"):
+        choose_context(plan(2 * GB), PATH, wanted=100_000_000, n_ctx_train=2048)
+    with pytest.raises(CapacityError, match="try --ctx-size 200$"):
+        choose_context(plan(2 * GB), PATH, wanted=100_000_000, n_ctx_train=200)
+
+
 def test_weights_that_do_not_fit_are_said_with_sizes():
     with pytest.raises(CapacityError, match=r"m\.gguf: the model needs 1\.3 GB without any context, 1\.2 GB free"):
         choose_context(plan(12 * GB // 10), PATH, wanted=None, n_ctx_train=8192)
