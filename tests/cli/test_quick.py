@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from llmrun.cli import commands
+from llmrun.cli.app import main
 from llmrun.cli.command_table import COMMANDS
 from llmrun.cli.quick import quick_read
+
+from .damaged_models import writer
 
 ROOT = Path(__file__).parents[2]
 
@@ -144,3 +147,17 @@ def test_the_console_script_ends_with_everything_written(tmp_path, args, code):
     assert done.returncode == code
     assert ("not here: llmrun pull" in done.stdout) == (code == 0)
     assert bool(done.stderr) == (code != 0)
+
+
+def test_an_answer_needs_no_more_than_it_needs(tmp_path):
+    writer()(tmp_path / "m.gguf")
+    assert main(["run", str(tmp_path / "m.gguf"), "-p", "x", "-n", "1"]) == 0  # from here on its kernels are compiled
+    code = (
+        "import sys; from llmrun.cli.app import main; code = main(['run', sys.argv[1], '-p', 'x', '-n', '1']);"
+        "heavy = {'typer', 'click', 'pydantic', 'rich', 'prompt_toolkit', 'huggingface_hub', 'gguf', 'numba',"
+        " 'sentencepiece', 'tokenizers'};"
+        "print(code, sorted(heavy & sys.modules.keys()), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "m.gguf")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stderr.splitlines()[-1] == "0 []"
