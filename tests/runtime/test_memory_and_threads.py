@@ -40,9 +40,9 @@ def test_a_wanted_context_is_never_lowered():
 
 
 def test_a_context_beyond_the_models_own_is_not_recommended():
-    with pytest.raises(CapacityError, match="try --ctx-size 2048$"):
+    with pytest.raises(CapacityError, match=r"try --ctx-size 2048$"):
         choose_context(plan(2 * GB), PATH, wanted=100_000_000, n_ctx_train=2048)
-    with pytest.raises(CapacityError, match="try --ctx-size 200$"):
+    with pytest.raises(CapacityError, match=r"try --ctx-size 200$"):
         choose_context(plan(2 * GB), PATH, wanted=100_000_000, n_ctx_train=200)
 
 
