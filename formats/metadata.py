@@ -206,6 +206,25 @@ class Metadata:
         """Return the type of a value as text, such as ``u32`` or ``array of 49152 str``."""
         return self._entry(key).type_name
 
+    def value_type(self, key: str) -> ValueType:
+        """Return the type of a value, or of the elements of an array.
+
+        Raises:
+            FormatError: the key is missing.
+        """
+        return self._entry(key).value_type
+
+    def text_bytes(self, key: str) -> Raw:
+        """Return the bytes of a string, which need not be UTF-8.
+
+        Raises:
+            FormatError: the key is missing or has another type.
+        """
+        entry = self._entry(key)
+        if entry.is_array or entry.value_type is not ValueType.STR:
+            raise self._wrong_type(key, entry, "str")
+        return self._file.read(entry.offset, entry.n_bytes)
+
     def get(self, key: str) -> Scalar | str | StringArray | npt.NDArray[Any] | None:
         """Return a value as it is in the file, None when the key is missing.
 
