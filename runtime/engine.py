@@ -28,6 +28,7 @@ from .kv_cache import KvPages, KvSequence
 from .memory import MemoryPlan, available_bytes, choose_context
 from .models import build_model
 from .models.model import Model
+from .packing import pack_kernels_of
 from .program import Program
 from .session import GeneratedToken, GenerationParams, GenerationStats, Session
 from .simd.isa import choose_target
@@ -133,7 +134,9 @@ class Engine:
                 available_bytes=available_bytes(),
             )
             n_ctx_used = choose_context(memory, file.path, wanted=n_ctx, n_ctx_train=hp.n_ctx_train)
-            kernels = KernelSet(kernels_of(program), target, on_progress=on_progress)
+            names = kernels_of(program) | pack_kernels_of(streamed_weights(program))
+            kernels = KernelSet(names, target, on_progress=on_progress)
+            weights.pack_with(kernels)
             weights.load(streamed_weights(program), on_progress)
             file.check_unchanged()
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx_used + PAGE_SLOTS)

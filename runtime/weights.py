@@ -24,10 +24,11 @@ from ..formats.errors import FormatError
 from ..formats.ggml_types import GgmlType, row_bytes
 from ..formats.gguf import GgufFile, TensorInfo
 from ..quant.dequantize import DEQUANTIZERS, dequantize
-from ..quant.pack import pack_rows
 from ..quant.pack_format import PACKED_FORMATS, ROW_LANES, PackedTensor, Slabs, allocate
 from ..quant.widen import run_type
+from .kernels.kernel_set import KernelSet
 from .kernels.layout import padded
+from .packing import PackKernel, not_finite, pack_finite, pack_kernel_of
 from .program import Weight
 
 F32 = NDArray[np.float32]
@@ -36,8 +37,6 @@ Progress = Callable[[str, int, int], None]
 PACK_BYTES = 2 << 20  # of the file, that a thread packs at a time: a few ms
 ALTERNATIVES = ("rope_factors_", "rope_freqs")  # one of several sets of rotation factors is used
 VECTOR_PAD = 32  # columns; kernels read vectors in whole blocks
-# Exponent bits of infinity and NaN, by the type of the weights or of their scales in a packed part.
-_EXPONENT = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F80_0000}
 
 
 class WeightSource(Protocol):
@@ -76,6 +75,7 @@ class GgufWeights:
     def __init__(self, file: GgufFile, n_thread: int | None = None) -> None:
         self._file = file
         self._n_thread = n_thread or os.cpu_count() or 1
+        self._kernels: KernelSet | None = None
         self._packed: dict[Weight, PackedTensor] = {}
         self._memory = Slabs()
         self._run_types: dict[str, GgmlType] = {}
@@ -140,6 +140,10 @@ class GgufWeights:
         starts = [weight.row_start + sum(n_rows[:i]) for i in range(len(n_rows))]
         return [replace(weight, n_out=n, row_start=start) for n, start in zip(n_rows, starts, strict=True)]
 
+    def pack_with(self, kernels: KernelSet) -> None:
+        """Pack with compiled kernels (those of ``pack_kernels_of``) from now on; without them NumPy packs."""
+        self._kernels = kernels
+
     def load(self, weights: Iterable[Weight], on_progress: Progress | None = None) -> None:
         """Pack all matrices that are not packed yet, with several threads.
 
@@ -176,7 +180,10 @@ class GgufWeights:
         data = self._file.data(info)[weight.row_start * n_byte : (weight.row_start + weight.n_out) * n_byte]
         step = max(1, PACK_BYTES // (ROW_LANES * n_byte))
         starts = range(0, tensor.n_rowgroup, step)
-        jobs = [pool.submit(pack_finite, tensor, data, a, min(a + step, tensor.n_rowgroup)) for a in starts]
+        pack = pack_finite
+        if self._kernels is not None and (name := pack_kernel_of(weight)):
+            pack = PackKernel(self._kernels, name)
+        jobs = [pool.submit(pack, tensor, data, a, min(a + step, tensor.n_rowgroup)) for a in starts]
         return weight, tensor, jobs
 
     def packed(self, weight: Weight) -> PackedTensor:
@@ -201,7 +208,7 @@ class GgufWeights:
         result = result[skip : skip + padded(weight.n_in, VECTOR_PAD)]
         result[: weight.n_in] = dequantize(info.ggml_type, self._file.data(info))
         if not np.isfinite(result).all():
-            raise FormatError(f"{self._file.path}: {_not_finite(weight.name)}")
+            raise FormatError(f"{self._file.path}: {not_finite(weight.name)}")
         return result
 
     def table(self, weight: Weight) -> NDArray[np.uint8]:
@@ -242,30 +249,6 @@ def _quick_turns() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(interval)
-
-
-def pack_finite(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
-    """Pack row groups as ``pack_rows`` does, and look at every scale (or weight) for infinity and NaN.
-
-    Attention would turn such values into ordinary, wrong text. Costs 0.15 ns per scale.
-
-    Raises:
-        FormatError: there is one.
-    """
-    pack_rows(packed, data, group_start, group_stop)
-    floats = {"d": "f16", "dm": "f16", "w": packed.format.name.lower()}
-    for name, kind in floats.items():
-        if name in packed.parts:
-            part = packed.parts[name][group_start:group_stop]
-            bits = part.view(np.uint32 if kind == "f32" else np.uint16)
-            exponent, sign = _EXPONENT[kind], 1 << (8 * bits.itemsize - 1)
-            # The largest signed number is the largest positive value, the largest unsigned one the lowest negative.
-            if bits.view(f"i{bits.itemsize}").max() >= exponent or bits.max() >= exponent | sign:
-                raise FormatError(_not_finite(packed.name))
-
-
-def _not_finite(name: str) -> str:
-    return f"tensor '{name}' holds infinite or NaN weights. The file is damaged"
 
 
 def look_up(source: WeightSource, weight: Weight, ids: NDArray[np.int64]) -> F32:

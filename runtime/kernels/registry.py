@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...quant.twins import TWINS
+from .layout import PACK_FORMATS
 
 if TYPE_CHECKING:
     from ..simd.compiler import Kernel
@@ -25,6 +26,7 @@ OTHER = (
 def kernel_names() -> list[str]:
     """Return the names of all kernels."""
     by_format = [f"matmul_{f.lower()}" for f in MATMUL_FORMATS] + [f"embed_{f.lower()}" for f in EMBED_FORMATS]
+    by_format += [f"pack_{f.lower()}" for f in PACK_FORMATS]
     return [*by_format, *ROW_OPERATIONS, *OTHER]
 
 
@@ -38,6 +40,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
         attention,
         embed,
         matmul,
+        pack,
         program_loop,
         quantize,
         rope,
@@ -48,6 +51,8 @@ def build_kernel(name: str, target: Target) -> Kernel:
         return matmul.matmul_kernel(name.removeprefix("matmul_").upper(), target)
     if name.startswith("embed_"):
         return embed.embed_kernel(name.removeprefix("embed_").upper(), target)
+    if name.startswith("pack_"):
+        return pack.pack_kernel(name.removeprefix("pack_").upper(), target)
     if name in ROW_OPERATIONS:
         return rows.row_kernel(name, target)
     builders: dict[str, Callable[[Target], Kernel]] = {

@@ -395,3 +395,14 @@ def sum_lanes_i32(low, x):
         n //= 2
         x = low.b.add(low.part(x, 0, n), low.part(x, 1, n))
     return low.b.sext(low.b.extract_element(x, ir.Constant(I32, 0)), I64)
+
+
+@operation(int64(i32x16))
+def any_sign(low, x):
+    """Return whether bit 15 or bit 31 of any lane is set, as 0 or another number."""
+    n = 16
+    while n > 1:
+        n //= 2
+        x = low.b.or_(low.part(x, 0, n), low.part(x, 1, n))
+    one = low.b.extract_element(x, ir.Constant(I32, 0))
+    return low.b.zext(low.b.and_(one, ir.Constant(I32, 0x80008000 - (1 << 32))), I64)

@@ -14,13 +14,16 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[2]))  # for tests.*; an installed llmrun comes first
 
 from llmrun.formats.ggml_types import BLOCK, GgmlType
+from llmrun.quant.pack import pack_rows
+from llmrun.quant.pack_format import allocate
 from llmrun.runtime.batch import Batch, Row
 from llmrun.runtime.executor.team import Team
 from llmrun.runtime.executor.threaded import kernel_of
 from llmrun.runtime.fuse import fuse, lower
 from llmrun.runtime.kernels.kernel_set import LOOP_KERNELS, KernelSet
-from llmrun.runtime.kernels.registry import EMBED_FORMATS, MATMUL_FORMATS, kernel_names
+from llmrun.runtime.kernels.registry import EMBED_FORMATS, MATMUL_FORMATS, PACK_FORMATS, kernel_names
 from llmrun.runtime.kv_cache import KvPages
+from llmrun.runtime.packing import PackKernel
 from llmrun.runtime.program import ProgramBuilder, Rope, Weight
 from llmrun.runtime.simd.isa import TARGETS
 from tests.runtime.kernels.blocks import activations, blocks
@@ -185,6 +188,20 @@ class Runner:
         b.output("x", b.embed(Weight("token_embd.weight", N_VOCAB, n_col, "F32", source=name)))
         self.run(f"embed {name}", b.build(1), Table(table), plain_batch(range(N_TOK)))
 
+    def run_pack(self, name):
+        """Pack a matrix of random bits, but for its scales, and hold it against NumPy's."""
+        n_weight, n_byte = BLOCK[GgmlType[name]]
+        n_block = self.inputs[f"w.{name}"].shape[1] // n_byte
+        n_block -= n_block % 8 if n_weight == 1 else 0
+        data = np.ascontiguousarray(self.inputs[f"w.{name}"][:, : n_block * n_byte]).reshape(-1)
+        data = np.where(data & 0x44 == 0x44, data & 0xBB, data)  # no float has an exponent of ones
+        got, want = (allocate("w", GgmlType[name], N_VOCAB, n_block * n_weight) for _ in range(2))
+        self.used.add(kernel := f"pack_{name.lower()}")
+        PackKernel(self.kernel_set, kernel)(got, data, 0, got.n_rowgroup)
+        pack_rows(want, data, 0, want.n_rowgroup)
+        for part, values in want.parts.items():
+            assert np.array_equal(got.parts[part].view(np.uint8), values.view(np.uint8)), (name, part)
+
     def run_matmul(self, name):
         """Multiply by one format, extreme blocks among the rows."""
         weights = MemoryWeights()
@@ -208,6 +225,8 @@ class Runner:
             self.run_embed(name)
         for name in MATMUL_FORMATS:
             self.run_matmul(name)
+        for name in PACK_FORMATS:
+            self.run_pack(name)
         program, weights = layer_program(self.inputs)
         plain = lower(program)
         for what, version in (("plain", plain), ("fused", fuse(plain))):
