@@ -7,7 +7,8 @@ that models mostly have. ``weights.py`` deals the ranges out to threads.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,9 @@ from .program import Weight
 
 # Exponent bits of infinity and NaN, by the type of the weights or of their scales in a packed part.
 _EXPONENT = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F80_0000}
+
+# pack(packed, the tensor's bytes, first row group, row group after the last)
+Pack = Callable[[PackedTensor, NDArray[np.uint8], int, int], None]
 
 
 def pack_finite(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
@@ -82,6 +86,17 @@ class PackKernel:
             packed.n_col // (FLOAT_COLUMNS if n_weight == 1 else n_weight), *[*parts, 0, 0, 0][:4],
         ):  # fmt: skip
             raise FormatError(not_finite(packed.name))
+
+
+def packer(kernels: KernelSet) -> Callable[[Weight], Pack]:
+    """Return a function that tells how a matrix is packed."""
+    kernel = cache(lambda name: PackKernel(kernels, name))
+
+    def choose(weight: Weight) -> Pack:
+        name = pack_kernel_of(weight)
+        return kernel(name) if name else pack_finite
+
+    return choose
 
 
 def not_finite(name: str) -> str:

@@ -28,7 +28,7 @@ from ..quant.pack_format import PACKED_FORMATS, ROW_LANES, PackedTensor, Slabs, 
 from ..quant.widen import run_type
 from .kernels.kernel_set import KernelSet
 from .kernels.layout import padded
-from .packing import PackKernel, not_finite, pack_finite, pack_kernel_of
+from .packing import Pack, not_finite, pack_finite, packer
 from .program import Weight
 
 F32 = NDArray[np.float32]
@@ -75,7 +75,7 @@ class GgufWeights:
     def __init__(self, file: GgufFile, n_thread: int | None = None) -> None:
         self._file = file
         self._n_thread = n_thread or os.cpu_count() or 1
-        self._kernels: KernelSet | None = None
+        self._pack: Callable[[Weight], Pack] = lambda _: pack_finite
         self._packed: dict[Weight, PackedTensor] = {}
         self._memory = Slabs()
         self._run_types: dict[str, GgmlType] = {}
@@ -142,7 +142,7 @@ class GgufWeights:
 
     def pack_with(self, kernels: KernelSet) -> None:
         """Pack with compiled kernels (those of ``pack_kernels_of``) from now on; without them NumPy packs."""
-        self._kernels = kernels
+        self._pack = packer(kernels)
 
     def load(self, weights: Iterable[Weight], on_progress: Progress | None = None) -> None:
         """Pack all matrices that are not packed yet, with several threads.
@@ -180,10 +180,7 @@ class GgufWeights:
         data = self._file.data(info)[weight.row_start * n_byte : (weight.row_start + weight.n_out) * n_byte]
         step = max(1, PACK_BYTES // (ROW_LANES * n_byte))
         starts = range(0, tensor.n_rowgroup, step)
-        pack = pack_finite
-        if self._kernels is not None and (name := pack_kernel_of(weight)):
-            pack = PackKernel(self._kernels, name)
-        jobs = [pool.submit(pack, tensor, data, a, min(a + step, tensor.n_rowgroup)) for a in starts]
+        jobs = [pool.submit(self._pack(weight), tensor, data, a, min(a + step, tensor.n_rowgroup)) for a in starts]
         return weight, tensor, jobs
 
     def packed(self, weight: Weight) -> PackedTensor:
