@@ -39,7 +39,7 @@ def fuse(program: Program) -> Program:
         _norm_and_quantize, _matmul_and_bias, _gate_and_up, _matmul_and_residual, _rope_and_store, _result_and_quantize,
     )  # fmt: skip
     for step in steps:
-        ops = step(ops, set(program.outputs.values()))
+        ops = step(ops, {*program.outputs.values(), *program.inputs})
     return replace(program, ops=ops)
 
 

@@ -75,11 +75,12 @@ class Op:
 
 @dataclass(slots=True)
 class Program:
-    """Operations in order, the input, and the named outputs."""
+    """Operations in order, the named outputs, and buffers that the caller fills before a pass (parts of a model)."""
 
     ops: list[Op]
     outputs: dict[str, Buffer]
     n_layer: int
+    inputs: tuple[Buffer, ...] = ()
 
     def __str__(self) -> str:
         """Return the listing that ``llmrun inspect --program`` prints."""

@@ -43,6 +43,8 @@ def _offsets(program: Program, sizes: dict[Buffer, int]) -> tuple[dict[Buffer, i
         for buffer in (*op.reads, *op.writes):
             first.setdefault(buffer, i)
             last[buffer] = i
+    for buffer in program.inputs:
+        first[buffer] = -1
     for buffer in program.outputs.values():
         last[buffer] = len(program.ops)
     offsets: dict[Buffer, int] = {}
