@@ -21,7 +21,7 @@ class Buffer:
     name: str
     n_col: int
     rows: str = "tok"  # "tok" or "out"
-    kind: str = "f32"  # "f32", "q8" (activation records) or "rope" (cosines and sines)
+    kind: str = "f32"  # "f32", "q8" (activation records), "q8x2" (two of each) or "rope" (cosines and sines)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from ..kernels.layout import BARRIER_WORD, BATCH_STOP, N_OUT, N_TOK, RECORD_WORD
 from ..kv_cache import KvPages
 from ..program import Buffer, Op, Program, Rope, Weight
 from ..weights import WeightSource
-from .plan import plan, row_bytes
+from .plan import RECORDS, plan, row_bytes
 from .team import Team, aligned_array
 
 MAX_EMBD_HEAD = 512  # attention's scratch; kernels/attention.py
@@ -186,12 +186,13 @@ def _bind_matmul(e: ThreadedExecutor, op: Op) -> list[int]:
     return [
         -(-w.n_out // 16), w.n_in if is_float else w.n_in // 32, *e.parts(w), *second,
         e.at(x), row_bytes(x), e.at(y), row_bytes(y), bias, residual, activation, _records(e, op),
+        RECORDS.get(x.kind, 1),
     ]  # fmt: skip
 
 
 def _bind_quantize(e: ThreadedExecutor, op: Op) -> list[int]:
-    x = op.reads[0]
-    return [x.n_col // 32, e.at(x), row_bytes(x), e.at(op.writes[0])]
+    x, y = op.reads[0], op.writes[0]
+    return [x.n_col // 32, e.at(x), row_bytes(x), e.at(y), RECORDS[y.kind]]
 
 
 def _bind_norm_quantize(e: ThreadedExecutor, op: Op) -> list[int]:

@@ -133,6 +133,12 @@ def quantize(x: F32) -> Activations:
     return Activations(q, scale)
 
 
+def rest(x: F32, first: Activations) -> F32:
+    """Return what quantised rows leave over of the rows."""
+    q = first.q.astype(np.float32).reshape(x.shape)
+    return fma(np.repeat(ZERO - first.scale, BLOCK, axis=1), q, x)
+
+
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
     """Normalise the last axis."""
     n = x.shape[-1]
