@@ -81,8 +81,9 @@ class CheckedExecutor:
         return twin.rms_norm(groups, self._weights.values(op.weights[0]), op.attributes["eps"]).reshape(x.shape)
 
     def quantize(self, op: Op) -> F32:
-        """Turn rows into int8 activations."""
-        return self.buffers[op.reads[0]]
+        """Turn rows into int8 activations: ``_run_op`` does, as the buffer says."""
+        result: F32 = self.buffers[op.reads[0]]
+        return result
 
     def _quantized(self, x: F32, buffer: Buffer) -> _Rows:
         if not self._is_exact:
