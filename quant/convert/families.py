@@ -37,7 +37,7 @@ class Family:
         permutes_qk: GGUF's q and k rows are ordered so that rotated pairs are neighbours.
         norm_shift: added to the weights of norms (Gemma's networks multiply by 1 + weight).
         activation: what ``hidden_act`` must be.
-        is_tied: whether the output matrix is the embedding's when config.json does not say.
+        is_tied: the output matrix is the embedding's when config.json does not say.
         defaults: values of config.json that the family's class has when the key is missing.
     """
 
