@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,8 @@ from ...formats.ggml_types import GgmlType
 from ...formats.hf_checkpoint import HfCheckpoint
 from ...formats.hf_config import JsonObject
 from ...formats.safetensors import SafeTensor
-from .carry import block_groups, encode, exact_type, minimum_error
-from .grids import Awq, CompressedTensors, GridReader, Gptq
+from .carry import encode, exact_type, minimum_error
+from .grids import Awq, CompressedTensors, Gptq, GridReader
 from .sources import F32, U8, ConvertedTensor, ScaledTensor, to_f32
 
 METHODS = "gptq, awq, compressed-tensors (pack-quantized or 8-bit floats) or fp8"
@@ -112,7 +113,12 @@ class GridTensor(ConvertedTensor):
     is_exact: bool
 
     def __init__(
-        self, name: str, shape: tuple[int, int], reader: GridReader, order: NDArray[np.int64] | None, release: Any
+        self,
+        name: str,
+        shape: tuple[int, int],
+        reader: GridReader,
+        order: NDArray[np.int64] | None,
+        release: Callable[[], None],
     ) -> None:
         exact = exact_type(reader, shape[0])
         super().__init__(name, shape, GgmlType.F32 if exact is None else exact, order)
@@ -134,9 +140,8 @@ class GridTensor(ConvertedTensor):
 
     def can_be(self, ggml_type: GgmlType) -> bool:
         """Return whether ``read_as`` gives this type: the exact one, and Q4_1 for 4 bits with zero points."""
-        return self.is_exact and (
-            ggml_type == self.ggml_type or (ggml_type, self.ggml_type) == (4 and GgmlType.Q4_1, GgmlType.Q5_0)
-        )
+        is_near = ggml_type == GgmlType.Q4_1 and self.ggml_type == GgmlType.Q5_0
+        return self.is_exact and (is_near or ggml_type == self.ggml_type)
 
     def read_as(self, start: int, stop: int, ggml_type: GgmlType) -> U8:
         """Return the blocks of some rows in a type for which ``can_be``: its grid, minima of Q4_1 rounded."""
@@ -202,46 +207,58 @@ def grid_tensor(
         FormatError: one is missing or has a wrong type or shape.
     """
     n_out, n_in = shape
-    n_per_word = 32 // settings.bits
-    size = n_in if settings.group_size is None else min(settings.group_size, n_in)
-    n_group = -(-n_in // size)
     if settings.method == "fp8":
         return _fp8(checkpoint, parts, name, (n_out, n_in), settings, order)
-    if settings.method != "packed" and (n_out % n_per_word or n_in % n_per_word):
-        raise FormatError(f"{checkpoint.path}: {name} of {list(shape)} does not fit words of {n_per_word} integers")
+    make = _packed_reader if settings.method == "packed" else _gptq_or_awq_reader
+    reader = make(checkpoint, parts, name, (n_out, n_in), settings)
+    names = [tensor.name for tensor in parts.values()]
 
-    def part(which: str, dtypes: tuple[str, ...], wanted: tuple[int, ...]) -> NDArray[Any]:
-        return _array(checkpoint, parts, which, dtypes, wanted)
+    def release() -> None:
+        for one in names:
+            checkpoint.release(one)
 
-    reader: GridReader
-    if settings.method == "packed":
-        is_bf16 = "weight_scale" in parts and parts["weight_scale"].dtype == "BF16"
-        stated = tuple(part("weight_shape", ("I64", "I32"), (2,)).tolist()) if "weight_shape" in parts else shape
+    return GridTensor(name, (n_out, n_in), reader, order, release)
+
+
+def _packed_reader(
+    checkpoint: HfCheckpoint, parts: dict[str, SafeTensor], name: str, shape: tuple[int, int], settings: Quantization
+) -> GridReader:
+    (n_out, n_in), n_per_word = shape, 32 // settings.bits
+    size = min(settings.group_size or n_in, n_in)
+    n_group = -(-n_in // size)
+    if "weight_shape" in parts:
+        stated = tuple(_array(checkpoint, parts, "weight_shape", ("I64", "I32"), (2,)).tolist())
         if stated != shape:
             raise FormatError(f"{checkpoint.path}: weight_shape of {name} is {list(stated)}, expected {list(shape)}")
-        zero = None
-        if "weight_zero_point" in parts:
-            zero = part("weight_zero_point", ("I32",), (-(-n_out // n_per_word), n_group))
-        reader = CompressedTensors(
-            part("weight_packed", ("I32",), (n_out, -(-n_in // n_per_word))),
-            part("weight_scale", ("F16", "BF16", "F32"), (n_out, n_group)),
-            zero,
-            _groups(checkpoint, parts, "weight_g_idx", n_in, size),
-            settings.bits,
-            is_bf16,
-        )
-    else:
-        zeros = part("qzeros", ("I32",), (n_group, n_out // n_per_word))
-        scales = part("scales", ("F16", "F32"), (n_group, n_out))
-        if settings.method == "gptq":
-            weight = part("qweight", ("I32",), (n_in // n_per_word, n_out))
-            group = _groups(checkpoint, parts, "g_idx", n_in, size)
-            reader = Gptq(weight, zeros, scales, group, settings.bits, settings.zero_offset)
-        else:
-            weight = part("qweight", ("I32",), (n_in, n_out // n_per_word))
-            reader = Awq(weight, zeros, scales, np.arange(n_in) // size)
-    names = [tensor.name for tensor in parts.values()]
-    return GridTensor(name, (n_out, n_in), reader, order, lambda: [checkpoint.release(one) for one in names])
+    zero = None
+    if "weight_zero_point" in parts:
+        zero = _array(checkpoint, parts, "weight_zero_point", ("I32",), (-(-n_out // n_per_word), n_group))
+    return CompressedTensors(
+        packed=_array(checkpoint, parts, "weight_packed", ("I32",), (n_out, -(-n_in // n_per_word))),
+        scale=_array(checkpoint, parts, "weight_scale", ("F16", "BF16", "F32"), (n_out, n_group)),
+        zero_point=zero,
+        group=_groups(checkpoint, parts, "weight_g_idx", n_in, size),
+        bits=settings.bits,
+        is_bf16=parts["weight_scale"].dtype == "BF16",
+    )
+
+
+def _gptq_or_awq_reader(
+    checkpoint: HfCheckpoint, parts: dict[str, SafeTensor], name: str, shape: tuple[int, int], settings: Quantization
+) -> GridReader:
+    (n_out, n_in), n_per_word = shape, 32 // settings.bits
+    if n_out % n_per_word or n_in % n_per_word:
+        raise FormatError(f"{checkpoint.path}: {name} of {list(shape)} does not fit words of {n_per_word} integers")
+    size = min(settings.group_size or n_in, n_in)
+    n_group = -(-n_in // size)
+    zeros = _array(checkpoint, parts, "qzeros", ("I32",), (n_group, n_out // n_per_word))
+    scales = _array(checkpoint, parts, "scales", ("F16", "F32"), (n_group, n_out))
+    if settings.method == "awq":
+        weight = _array(checkpoint, parts, "qweight", ("I32",), (n_in, n_out // n_per_word))
+        return Awq(weight, zeros, scales, np.arange(n_in) // size)
+    weight = _array(checkpoint, parts, "qweight", ("I32",), (n_in // n_per_word, n_out))
+    group = _groups(checkpoint, parts, "g_idx", n_in, size)
+    return Gptq(weight, zeros, scales, group, settings.bits, settings.zero_offset)
 
 
 def _fp8(
@@ -258,18 +275,13 @@ def _fp8(
     if weight is None or part is None or weight.shape != shape or not weight.dtype.startswith("F8"):
         raise FormatError(f"{checkpoint.path}: {name} is no matrix of 8-bit floats {list(shape)} with a scale")
     found = parts[part]
-    block = settings.block or ((1, shape[1]) if len(found.shape) == 2 or found.shape == (shape[0],) else shape)
+    is_whole = settings.block is None and found.shape in ((), (1,))
+    block = settings.block or (shape if is_whole else (1, shape[1]))
     wanted = -(-shape[0] // block[0]), -(-shape[1] // block[1])
-    if (
-        found.dtype not in ("F32", "BF16", "F16")
-        or found.shape not in (wanted, wanted[:1], ())
-        or (found.shape == () and wanted != (1, 1))
-    ):
+    is_column = wanted[1] == 1 and found.shape == wanted[:1]
+    if found.dtype not in ("F32", "BF16", "F16") or not (is_whole or is_column or found.shape == wanted):
         raise FormatError(
             f"{checkpoint.where(found.name)} is {found.dtype} {list(found.shape)}, expected floats {list(wanted)}"
         )
     scale = to_f32(found.dtype, checkpoint.rows(found.name)).reshape(wanted)
     return ScaledTensor(checkpoint, weight, name, scale, block, order)
-
-
-__all__ = ["GridTensor", "Quantization", "block_groups", "grid_tensor", "read_quantization"]

@@ -33,7 +33,8 @@ def _f8_table(n_exponent: int, bias: int, has_infinity: bool) -> F32:
         value = np.where(top, np.where(mantissa == 0, np.inf, np.nan), value)
     else:
         value = np.where((code & 0x7F) == 0x7F, np.nan, value)
-    return np.where(code >> 7, -value, value).astype(np.float32)
+    signed: F32 = np.where(code >> 7, -value, value).astype(np.float32)
+    return signed
 
 
 _F8 = {"F8_E4M3": _f8_table(4, 7, False), "F8_E5M2": _f8_table(5, 15, True)}
