@@ -174,6 +174,14 @@ class HfFolder:
         path = self.path / "tokenizer.model"
         return (path, read_bytes(path, max_bytes=MAX_SENTENCEPIECE_BYTES)) if path.exists() else None
 
+    def raw(self, name: str) -> bytes:
+        """Return the bytes of another tokenizer file.
+
+        Raises:
+            FormatError: it is not readable or too large.
+        """
+        return read_bytes(self.path / name, max_bytes=MAX_SENTENCEPIECE_BYTES)
+
     def chat_templates(self) -> dict[str, str]:
         """Return the chat templates by name; ``default`` is the one that is used when none is asked for.
 

@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from ...formats.errors import FormatError, quote
 from ...formats.hf_config import JsonObject
-from ...formats.metadata import ValueType
+from ...formats.meta_value import MetaValue
 from .families import FAMILIES, Family
 from .rope import Rope, read_rope
-
-Value = tuple[ValueType, Any]
 
 # Far above any real model: a damaged file must not make millions of names.
 _MAX_LAYER, _MAX_HEAD, _MAX_WIDTH = 1024, 1024, 1 << 22
@@ -43,7 +41,7 @@ class Network:
     n_head_kv: int
     is_tied: bool | None
     sizes: dict[str, int]
-    metadata: dict[str, Value] = field(default_factory=dict)
+    metadata: dict[str, MetaValue] = field(default_factory=dict)
     tensors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -129,27 +127,32 @@ def _fill(network: Network, config: JsonObject) -> None:
         "attention.head_count_kv": network.n_head_kv,
     }
     for key, count in counts.items():
-        network.metadata[f"{arch}.{key}"] = ValueType.U32, count
-    network.metadata[f"{arch}.attention.layer_norm_rms_epsilon"] = ValueType.F32, eps
+        network.metadata[f"{arch}.{key}"] = MetaValue.u32(count)
+    network.metadata[f"{arch}.attention.layer_norm_rms_epsilon"] = MetaValue.f32(eps)
     if "head_dim" in config or "head_dim" in family.defaults:
-        network.metadata[f"{arch}.attention.key_length"] = ValueType.U32, sizes["h"]
-        network.metadata[f"{arch}.attention.value_length"] = ValueType.U32, sizes["h"]
+        network.metadata[f"{arch}.attention.key_length"] = MetaValue.u32(sizes["h"])
+        network.metadata[f"{arch}.attention.value_length"] = MetaValue.u32(sizes["h"])
     if arch == "llama" and network.n_vocab is not None:
-        network.metadata["llama.vocab_size"] = ValueType.U32, network.n_vocab
+        network.metadata["llama.vocab_size"] = MetaValue.u32(network.n_vocab)
     _fill_rope(network, rope)
     _fill_window(network, config)
 
 
 def _fill_rope(network: Network, rope: Rope) -> None:
     arch, metadata = network.family.arch, network.metadata
-    metadata[f"{arch}.rope.freq_base"] = ValueType.F32, rope.theta
+    metadata[f"{arch}.rope.freq_base"] = MetaValue.f32(rope.theta)
     if rope.local_theta is not None:
-        metadata[f"{arch}.rope.freq_base_swa"] = ValueType.F32, rope.local_theta
+        metadata[f"{arch}.rope.freq_base_swa"] = MetaValue.f32(rope.local_theta)
     if arch in ("llama", "phi3"):
-        metadata[f"{arch}.rope.dimension_count"] = ValueType.U32, rope.n_rot
-    types = {str: ValueType.STR, int: ValueType.U32, float: ValueType.F32}
+        metadata[f"{arch}.rope.dimension_count"] = MetaValue.u32(rope.n_rot)
     for key, value in rope.keys.items():
-        metadata[f"{arch}.rope.{key}"] = types[type(value)], value
+        metadata[f"{arch}.rope.{key}"] = (
+            MetaValue.text(value)
+            if isinstance(value, str)
+            else MetaValue.u32(value)
+            if isinstance(value, int)
+            else MetaValue.f32(value)
+        )
     network.tensors |= rope.tensors
     network.notes += rope.notes
 
@@ -170,7 +173,7 @@ def _fill_window(network: Network, config: JsonObject) -> None:
     if not 0 <= window < 1 << 31:
         raise FormatError(f"{config.where}: sliding_window is {window}, expected 0 to 2147483647")
     if window or arch == "phi3":
-        metadata[f"{arch}.attention.sliding_window"] = ValueType.U32, window
+        metadata[f"{arch}.attention.sliding_window"] = MetaValue.u32(window)
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         if not arch.startswith("gemma"):
             break
@@ -180,7 +183,7 @@ def _fill_window(network: Network, config: JsonObject) -> None:
         if cap is not None and not 0 < cap < 1e6:
             raise FormatError(f"{config.where}: {key} is {cap:g}, expected 0 to 1000000")
         if cap is not None:
-            metadata[f"{arch}.{key}"] = ValueType.F32, float(cap)
+            metadata[f"{arch}.{key}"] = MetaValue.f32(float(cap))
 
 
 def _check_computation(network: Network, config: JsonObject) -> None:

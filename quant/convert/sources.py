@@ -45,7 +45,8 @@ def to_f32(dtype: str, values: NDArray[Any]) -> F32:
     if dtype == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     if dtype in _F8:
-        return _F8[dtype][values]
+        looked_up: F32 = _F8[dtype][values]
+        return looked_up
     with np.errstate(over="ignore"):
         return np.array(values, dtype=np.float32)
 
