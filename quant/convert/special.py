@@ -6,6 +6,7 @@ Source: ``SpecialVocab`` of the ``gguf`` package, for which file wins where seve
 from __future__ import annotations
 
 import re
+
 from ...formats.errors import FormatError, quote
 from ...formats.hf_config import HfFolder, JsonObject
 from ...formats.meta_value import MetaValue
