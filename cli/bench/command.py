@@ -5,23 +5,25 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .options import OutputOptions, TestOptions, one_of
-from .plan import make_plan
-from .writers import FORMATS, make_writer
+from .options import FORMATS, MachineOptions, OutputOptions, TestOptions, one_of
 
 
-def bench(tests: TestOptions, output: OutputOptions) -> None:
+def bench(tests: TestOptions, machine: MachineOptions, output: OutputOptions) -> None:
     """Measure the speed of models, as llama-bench does.
 
     Numbers may be lists (1,2,4) and ranges (first-last, first-last+step, first-last*mult); every combination is run.
     """
+    from .details import details
+    from .plan import make_plan  # here: the help of every command imports this module
+    from .writers import make_writer
+
     plan = make_plan(tests)
     forms = [one_of(output.output, FORMATS, "-o")]
     if output.output_err is not None and output.output_err != "none":
         forms.append(one_of(output.output_err, FORMATS, "-oe"))
     from .measure import Bench
 
-    run = Bench(plan, tests, output)
+    run = Bench(plan, tests, machine, output)
     writers = [
         make_writer(form, stream, extra=plan.extra, build=_build())
         for form, stream in zip(forms, (sys.stdout, sys.stderr), strict=False)
@@ -35,6 +37,9 @@ def bench(tests: TestOptions, output: OutputOptions) -> None:
         records.append(record)
     for writer in writers:
         writer.end()
+    for form, stream in zip(forms, (sys.stdout, sys.stderr), strict=False):
+        if form == "md":
+            print(f"\n{details(records, run.energy)}", file=stream)
 
 
 def _build() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,13 +18,14 @@ from ..options import LoadOptions
 from ..render.progress import ProgressBar
 from ..render.text import escaped
 from .grid import Setting
-from .options import OutputOptions, TestOptions
+from .options import MachineOptions, OutputOptions, TestOptions
 from .plan import Plan
 from .record import record_of
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
     from ...runtime.measure.bench_row import BenchTest, Measurement
+    from ...runtime.measure.roofline import Roofline
     from ...runtime.measure.runner import Runner
     from ...runtime.measure.traffic import Traffic
 
@@ -31,15 +33,23 @@ if TYPE_CHECKING:
 class Bench:
     """One run of ``llmrun bench``."""
 
-    def __init__(self, plan: Plan, options: TestOptions, output: OutputOptions) -> None:
+    def __init__(self, plan: Plan, options: TestOptions, machine: MachineOptions, output: OutputOptions) -> None:
         import_engine()
         from ... import __version__
+        from ...runtime.measure.energy import Prices, find_meter
         from ...runtime.measure.machine import cpu_name
 
         self._plan, self._options, self._says = plan, options, output.progress
+        self._n_start, self._has_roofline = machine.starts, not machine.no_roofline
+        self._prices = Prices(
+            per_kwh=machine.price_kwh, hardware=machine.hardware_cost, lifetime_years=machine.lifetime
+        )
+        self._meter, self.energy = find_meter()
         self._machine = {"build_commit": __version__, "build_number": 0, "cpu_info": cpu_name()}
         self._n_done, self._n_test = 0, len(plan.settings) * len(plan.tests)
         self._traffic: dict[Path, Traffic] = {}
+        self._start_ns: dict[Path, int | None] = {}
+        self._rooflines: dict[int, Roofline | None] = {}
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Run every test and yield its row.
@@ -57,10 +67,14 @@ class Bench:
 
         if path not in self._traffic:
             self._traffic[path] = read_traffic(path)
+            self._start_ns[path] = self._time_starts(path, setting)
+        roofline = self._roofline(setting.n_threads)
         forget_peak()
         start = time.perf_counter_ns()
         engine = open_engine(path, _load_options(setting), n_ctx=max(test.n_slot for test in self._plan.tests))
-        own = {"load_ns": time.perf_counter_ns() - start}
+        own: dict[str, Any] = {"load_ns": time.perf_counter_ns() - start, "start_ns": self._start_ns[path]}
+        if roofline is not None:
+            own |= {"bandwidth_bytes_s": roofline.read_bytes_s, "int8_peak_ops_s": roofline.int8_ops_s}
         for notice in engine.notices:
             print(escaped(notice), file=sys.stderr)
         try:
@@ -87,12 +101,19 @@ class Bench:
             if not self._options.no_warmup:
                 self._say(f"{where}: warm-up")
                 runner.warm_up(test)
+            joules: list[float | None] = []
             before = Counters.now()
             for i in range(n):
                 self._say(f"{where}: run {i + 1}/{n}")
                 bar(f"{where}: {test.name}", i, n)
+                runner.prepare(test)
+                if self._meter is not None:
+                    self._meter.start()
                 measured.samples.append(runner.sample(test))
+                joules.append(self._meter.stop() if self._meter is not None else None)
             disturbance = Counters.now().since(before)
+        known = [j for j in joules if j is not None]
+        measured.joules = math.fsum(known) if len(known) == n else None
         measured.depth_ns = runner.depth_ns
         measured.steal_share = disturbance.steal_share
         measured.n_major_fault, measured.n_throttle = disturbance.n_major_fault, disturbance.n_throttle
@@ -106,9 +127,38 @@ class Bench:
 
         test = measured.test
         n_bytes = traffic.test_bytes(test, cut_prompt(test.n_prompt, setting.n_batch, setting.n_ubatch))
-        own = own | {"test_bytes": n_bytes, "test_ops": traffic.test_ops(test)}
+        n_op, seconds = traffic.test_ops(test), max(1, measured.avg_ns) / 1e9
+        own = own | {"test_bytes": n_bytes, "test_ops": n_op}
+        own |= {"read_bytes_s": round(n_bytes / seconds), "int8_ops_s": round(n_op / seconds)}
+        if "bandwidth_bytes_s" in own:
+            own["bandwidth_pct"] = round(100 * own["read_bytes_s"] / own["bandwidth_bytes_s"], 2)
+            own["int8_pct"] = round(100 * own["int8_ops_s"] / own["int8_peak_ops_s"], 2)
+        own["cost_per_mtok"] = self._prices.per_million(
+            joules_per_token=measured.joules_per_token, tokens_s=measured.avg_ts
+        )
         machine = self._machine | {"test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
         return record_of(setting, engine, traffic, measured, machine, own)
+
+    def _roofline(self, n_threads: int) -> Roofline | None:
+        from ...runtime.measure.roofline import measure
+
+        if not self._has_roofline:
+            return None
+        if n_threads not in self._rooflines:
+            self._say(f"measuring read bandwidth and int8 peak of {n_threads} threads")
+            self._rooflines[n_threads] = measure(n_threads)
+            if self._rooflines[n_threads] is None:
+                print("the roofline could not be measured", file=sys.stderr)
+        return self._rooflines[n_threads]
+
+    def _time_starts(self, path: Path, setting: Setting) -> int | None:
+        from ...runtime.measure.starts import time_starts
+
+        if not self._n_start:
+            return None
+        self._say(f"starting llmrun {self._n_start + 1} times")
+        with ProgressBar("starting llmrun") as bar:
+            return time_starts(path, setting.n_threads, self._n_start, lambda i, n: bar("starting llmrun", i, n))
 
     def _say(self, text: str) -> None:
         if self._says:

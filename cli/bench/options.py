@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from ..declare import Option, UsageError
-from .writers import FORMATS
 
 KV_TYPES = ("f16",)
+FORMATS = ("md", "csv", "json", "jsonl", "sql")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +144,34 @@ class TestOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MachineOptions:
+    """What is measured besides the tests, and what things cost."""
+
+    no_roofline: Annotated[
+        bool, Option("--no-roofline", help="Do not measure the machine's read bandwidth and int8 peak.")
+    ] = False
+    starts: Annotated[
+        int,
+        Option(
+            "--starts", min=0, max=100, metavar="N", help="Time `llmrun run` of one token, the whole process, N times."
+        ),
+    ] = 0
+    price_kwh: Annotated[
+        float | None,
+        Option(
+            "--price-kwh", min=0, metavar="X", help="What a kilowatt-hour costs, in any currency.", show_default=False
+        ),
+    ] = None
+    hardware_cost: Annotated[
+        float | None,
+        Option("--hardware-cost", min=0, metavar="X", help="What the machine costs, in the same.", show_default=False),
+    ] = None
+    lifetime: Annotated[
+        float, Option("--lifetime", min=0.01, max=100, metavar="YEARS", help="How long the machine is used.")
+    ] = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
     """How it is written."""
 
@@ -159,6 +188,10 @@ class OutputOptions:
             help="Form of the rows on standard error as well.",
             show_default=False,
         ),
+    ] = None
+    plot: Annotated[
+        Path | None,
+        Option("--plot", metavar="FILE", help="Also draw the rows: a .png or .svg file.", show_default=False),
     ] = None
     progress: Annotated[bool, Option("--progress", help="Say on standard error what is being run.")] = False
 

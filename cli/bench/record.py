@@ -23,8 +23,8 @@ LLAMA_FIELDS: dict[str, type] = {
     "avg_ts": float, "stddev_ts": float,
 }  # fmt: skip
 OWN_FIELDS: dict[str, type] = {
-    "engine": str, "isa": str, "test": str, "n_seq": int, "load_ns": int, "start_ns": int, "ttft_ns": int,
-    "itl_p50_ns": int, "itl_p90_ns": int, "itl_p99_ns": int, "depth_ns": int, "peak_bytes": int,
+    "engine": str, "isa": str, "test": str, "n_seq": int, "is_shared": bool, "load_ns": int, "start_ns": int,
+    "ttft_ns": int, "itl_p50_ns": int, "itl_p90_ns": int, "itl_p99_ns": int, "depth_ns": int, "peak_bytes": int,
     "test_bytes": int, "test_ops": int, "read_bytes_s": float, "bandwidth_bytes_s": float, "bandwidth_pct": float,
     "int8_ops_s": float, "int8_peak_ops_s": float, "int8_pct": float, "joules_per_token": float,
     "cost_per_mtok": float, "steal_pct": float, "major_faults": int, "throttles": int,
@@ -92,6 +92,7 @@ def record_of(
         "isa": engine.isa,
         "test": test.name,
         "n_seq": test.n_seq,
+        "is_shared": test.is_shared,
         "ttft_ns": measured.first_token_ns,
         "itl_p50_ns": measured.step_quantile(0.5),
         "itl_p90_ns": measured.step_quantile(0.9),

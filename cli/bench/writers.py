@@ -13,7 +13,6 @@ from typing import Any, TextIO
 from ..render.text import escaped
 from .record import LLAMA_FIELDS, OWN_FIELDS
 
-FORMATS = ("md", "csv", "json", "jsonl", "sql")
 # name -> (heading, width; negative: to the left). llama-bench.cpp, markdown_printer
 _COLUMNS = {
     "model": ("model", -30), "size": ("size", 10), "params": ("params", 10), "backend": ("backend", -10),

@@ -20,6 +20,7 @@ EMBED_FORMATS = tuple(t.name for t in TWINS)
 ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
 OTHER = (
     "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "lead", "work",
+    "probe_read", "probe_dot",
 )  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
         embed,
         matmul,
         pack,
+        probe,
         program_loop,
         quantize,
         rope,
@@ -64,5 +66,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
         "attention": attention.attention_kernel,
         "lead": program_loop.lead_kernel,
         "work": program_loop.work_kernel,
+        "probe_read": probe.probe_read_kernel,
+        "probe_dot": probe.probe_dot_kernel,
     }
     return builders[name](target)
