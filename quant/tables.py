@@ -6,11 +6,19 @@ llama.cpp's ``ggml/src``; the same values as in ``gguf.quants`` (tested).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """Weights of IQ4_NL and IQ4_XS before scaling, by 4-bit index."""
+
+IQ4_MIDDLES = tuple((a + b) / 2 for a, b in pairwise(IQ4_VALUES))
+"""Half-way between neighbours; a number above one belongs to the value after it."""
+
+IQ4_STEPS = tuple(b - a for a, b in pairwise(IQ4_VALUES))
+"""From each value to the next."""
 
 E2M1_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
 """Twice the 4-bit floats of MXFP4 and NVFP4, by 4-bit index; the scale has the missing half."""

@@ -18,9 +18,9 @@ MATMUL_FORMATS = (
 )  # fmt: skip
 EMBED_FORMATS = tuple(t.name for t in TWINS)
 ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
+SEARCHES = ("search_offset", "search_symmetric", "search_iq4")  # of scales, when a file is quantised
 OTHER = (
     "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "lead", "work",
-    "probe_read", "probe_dot",
 )  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def kernel_names() -> list[str]:
     """Return the names of all kernels."""
     by_format = [f"matmul_{f.lower()}" for f in MATMUL_FORMATS] + [f"embed_{f.lower()}" for f in EMBED_FORMATS]
     by_format += [f"pack_{f.lower()}" for f in PACK_FORMATS]
-    return [*by_format, *ROW_OPERATIONS, *OTHER]
+    return [*by_format, *ROW_OPERATIONS, *OTHER, *SEARCHES]
 
 
 def build_kernel(name: str, target: Target) -> Kernel:
@@ -42,11 +42,11 @@ def build_kernel(name: str, target: Target) -> Kernel:
         embed,
         matmul,
         pack,
-        probe,
         program_loop,
         quantize,
         rope,
         rows,
+        scale_search,
     )  # here: a start with objects needs no Numba
 
     if name.startswith("matmul_"):
@@ -55,6 +55,8 @@ def build_kernel(name: str, target: Target) -> Kernel:
         return embed.embed_kernel(name.removeprefix("embed_").upper(), target)
     if name.startswith("pack_"):
         return pack.pack_kernel(name.removeprefix("pack_").upper(), target)
+    if name in SEARCHES:
+        return scale_search.scale_search_kernel(name, target)
     if name in ROW_OPERATIONS:
         return rows.row_kernel(name, target)
     builders: dict[str, Callable[[Target], Kernel]] = {
@@ -66,7 +68,5 @@ def build_kernel(name: str, target: Target) -> Kernel:
         "attention": attention.attention_kernel,
         "lead": program_loop.lead_kernel,
         "work": program_loop.work_kernel,
-        "probe_read": probe.probe_read_kernel,
-        "probe_dot": probe.probe_dot_kernel,
     }
     return builders[name](target)

@@ -303,6 +303,39 @@ def store_halves_strided(low, address, step, value):
         low.store(low.b.add(address, offset), low.b.extract_element(bits, ir.Constant(I32, i)))
 
 
+@operation(f32x16(int64, int64))
+def load_strided(low, address, step):
+    """Load 16 f32, ``step`` bytes apart."""
+    result = ir.Constant(F32X16, ir.Undefined)
+    for i in range(16):
+        item = low.load(low.b.add(address, low.b.mul(step, ir.Constant(I64, i))), F32)
+        result = low.b.insert_element(result, item, ir.Constant(I32, i))
+    return result
+
+
+@operation(void(int64, int64, f32x16))
+def store_strided(low, address, step, value):
+    """Store 16 f32, ``step`` bytes apart."""
+    for i in range(16):
+        offset = low.b.mul(step, ir.Constant(I64, i))
+        low.store(low.b.add(address, offset), low.b.extract_element(value, ir.Constant(I32, i)))
+
+
+@operation(void(int64, int64, i32x16))
+def store_strided_i8(low, address, step, value):
+    """Store the low byte of each of 16 lanes, ``step`` bytes apart."""
+    small = low.b.trunc(value, ir.VectorType(I8, 16))
+    for i in range(16):
+        offset = low.b.mul(step, ir.Constant(I64, i))
+        low.store(low.b.add(address, offset), low.b.extract_element(small, ir.Constant(I32, i)))
+
+
+@operation(f32x16(f32x16))
+def round_half(low, x):
+    """Return the nearest half-precision numbers, as f32."""
+    return low.half_to_float(low.float_to_half(x))
+
+
 @operation(f32x16(int64, int64, int64, f32x16, f32x16))
 def where_between(low, base, start, stop, inside, outside):
     """Return ``inside`` in lanes i with ``start <= base + i < stop``, ``outside`` elsewhere."""

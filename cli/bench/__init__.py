@@ -1,1 +1,0 @@
-"""``llmrun bench``: a drop-in for llama-bench, and what that lacks."""
