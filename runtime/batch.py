@@ -72,15 +72,31 @@ class Batch:
         cls, page_table: NDArray[np.int64], first_slot: int, token_ids: Sequence[int], out_rows: Sequence[int]
     ) -> Batch:
         """Return the batch of consecutive plain tokens of one sequence: prefill chunks and decode steps."""
+        return cls.of_chains([(page_table, first_slot, token_ids)], out_rows)
+
+    @classmethod
+    def of_chains(
+        cls, chains: Sequence[tuple[NDArray[np.int64], int, Sequence[int]]], out_rows: Sequence[int] | None = None
+    ) -> Batch:
+        """Return the batch of consecutive plain tokens of each of several sequences.
+
+        Args:
+            chains: (page table, first slot, token ids) of each sequence.
+            out_rows: rows whose output is wanted, counted over all chains; None: all.
+        """
         batch = cls.__new__(cls)
-        n = len(token_ids)
-        batch.n_tok, batch.vectors, batch._keep = n, None, [page_table]
-        batch.token_ids = np.asarray(token_ids, np.int64)
+        n = sum(len(ids) for _, _, ids in chains)
+        batch.n_tok, batch.vectors, batch._keep = n, None, [page_table for page_table, _, _ in chains]
         batch.rows = np.zeros((n, ROW_BYTES // 8), np.int64)
-        slots = np.arange(first_slot, first_slot + n)
-        batch.rows[:, 0] = batch.token_ids
-        batch.rows[:, 1] = page_table.ctypes.data
-        batch.rows[:, 2] = batch.rows[:, 3] = slots
-        batch.rows[:, 5] = slots + 1
-        batch._finish(np.asarray(out_rows, np.int64))
+        start = 0
+        for page_table, first_slot, token_ids in chains:
+            rows = batch.rows[start : start + len(token_ids)]
+            slots = np.arange(first_slot, first_slot + len(token_ids))
+            rows[:, 0] = token_ids
+            rows[:, 1] = page_table.ctypes.data
+            rows[:, 2] = rows[:, 3] = slots
+            rows[:, 5] = slots + 1
+            start += len(token_ids)
+        batch.token_ids = batch.rows[:, 0].copy()
+        batch._finish(np.arange(n) if out_rows is None else np.asarray(out_rows, np.int64))
         return batch

@@ -32,11 +32,14 @@ from .packing import pack_kernels_of
 from .program import Program
 from .session import GeneratedToken, GenerationParams, GenerationStats, Session
 from .simd.isa import choose_target
+from .speculation.costs import PassCosts, SpeedFile
+from .speculation.loop import LONG_PASS_TOKENS
 from .threads import default_threads
 from .weights import GgufWeights
 
 if TYPE_CHECKING:
     from .chat_template import ChatTemplate
+    from .speculation.source import DraftSource
     from .tokenizer.base import Tokenizer
 
 __all__ = [
@@ -45,7 +48,6 @@ __all__ = [
 ]  # fmt: skip
 
 LOGITS_BYTES = 64 << 20  # rows of logits that are made at once
-LONG_PASS_TOKENS = 16  # a pass of more rows leaves the main thread free for Ctrl-C
 Progress = Callable[[str, int, int], None]
 F32 = NDArray[np.float32]
 
@@ -85,6 +87,7 @@ class Engine:
         self.pages: KvPages = parts["pages"]
         self._team: Team = parts["team"]
         self.lock = threading.Lock()  # one pass at a time
+        self._speeds: tuple[PassCosts, SpeedFile] | None = None
 
     @classmethod
     def open(
@@ -200,6 +203,17 @@ class Engine:
             sequence.rollback(past)
             raise
         return batch.n_out
+
+    def pass_costs(self) -> tuple[PassCosts, SpeedFile]:
+        """Return what passes take on this machine, and where that is kept."""
+        if self._speeds is None:
+            file = SpeedFile.of_engine(self)
+            self._speeds = PassCosts(file.read()), file
+        return self._speeds
+
+    def draft_sources(self) -> list[DraftSource]:
+        """Return new sources of drafts for a session, beside its own text."""
+        return []
 
     def close(self) -> None:
         """End the threads and close the file."""

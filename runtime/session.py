@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from ..formats.errors import CapacityError, ConfigError, FormatError
 from .kv_cache import KvSequence
 from .sampling.chain import Sampler
-from .sampling.noise import NoiseKey
 from .sampling.settings import SamplerSettings
+from .speculation.loop import Verifier
+from .speculation.settings import DEFAULT_SPECULATION, SpeculationSettings, SpeculationStats
+from .speculation.source import Answer
 from .stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from .engine import Engine
+    from .speculation.controller import Controller
+    from .tokenizer.stream_decoder import StreamDecoder
 
 F32 = NDArray[np.float32]
 
@@ -38,6 +42,7 @@ class GenerationParams:
     stop: tuple[str, ...] = ()
     n_logprobs: int = 0
     ignore_eos: bool = False
+    speculation: SpeculationSettings = DEFAULT_SPECULATION
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,7 @@ class GenerationStats:
     first_token_s: float = 0.0
     decode_s: float = 0.0  # from the first token on
     finish_reason: str = ""  # "stop", "length" or "cancelled"
+    speculation: SpeculationStats | None = None  # None where it was off
 
     @property
     def prefill_tps(self) -> float:
@@ -75,6 +81,17 @@ class GenerationStats:
         return (self.n_generated - 1) / self.decode_s if self.n_generated > 1 and self.decode_s else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    """What the loop over an answer's tokens works with."""
+
+    params: GenerationParams
+    answer: Answer
+    decoder: StreamDecoder
+    stops: StopStrings
+    started: float
+
+
 class Session:
     """One conversation: the token ids whose keys and values are cached, and what generates more."""
 
@@ -83,6 +100,8 @@ class Session:
         self._sequence = KvSequence(engine.pages, engine.n_ctx)
         self.tokens: list[int] = []
         self.stats = GenerationStats()
+        self._verifier = Verifier(engine, self._sequence, self.tokens)
+        self._controller: Controller | None = None
 
     def generate(
         self,
@@ -110,7 +129,21 @@ class Session:
             raise ConfigError("the prompt is empty: expected at least one token")
         if len(prompt_ids) >= engine.n_ctx:
             raise CapacityError(f"prompt of {len(prompt_ids)} tokens does not fit the context of {engine.n_ctx} tokens")
-        tokenizer = engine.tokenizer
+        answer = self._answer(params)
+        decoder, stops = StreamDecoder(engine.tokenizer), StopStrings(params.stop)
+        started = time.perf_counter()
+        stats.finish_reason = "cancelled"
+        logits = self._prefill(prompt_ids, stats, on_prefill)
+        stats.prefill_s = time.perf_counter() - started
+        yield from self._decode(_Decoding(params, answer, decoder, stops, started), list(prompt_ids), logits)
+        if not stops.is_stopped:
+            rest, is_stopped = stops.feed(decoder.flush())
+            rest += "" if is_stopped else stops.flush()
+            if rest:
+                yield GeneratedToken(token_id=-1, text=rest)
+
+    def _answer(self, params: GenerationParams) -> Answer:
+        engine, tokenizer = self._engine, self._engine.tokenizer
         ends = tokenizer.eog_ids if engine.template is None else tokenizer.eog_ids | engine.template.end_of_turn
         sampler = Sampler(
             params.sampler,
@@ -119,49 +152,60 @@ class Session:
             ends,
             ignore_eos=params.ignore_eos,
         )
-        decoder, stops = StreamDecoder(tokenizer), StopStrings(params.stop)
-        started = time.perf_counter()
-        stats.finish_reason = "cancelled"
-        logits = self._prefill(prompt_ids, stats, on_prefill)
-        stats.prefill_s = time.perf_counter() - started
-        history = list(prompt_ids)
+        return Answer(sampler=sampler, seed=params.seed, sample=params.sample, ends=ends)
+
+    def _decode(self, decoding: _Decoding, history: list[int], logits: F32) -> Generator[GeneratedToken]:
+        """Yield tokens from the logits after the prompt on, until something ends the answer."""
+        params, answer, stats = decoding.params, decoding.answer, self.stats
+        controller = self._controller_for(params, history, answer)
         first_at = 0.0
         try:
-            while True:
-                if params.max_tokens is not None and stats.n_generated >= params.max_tokens:
-                    stats.finish_reason = "length"
-                    break
-                noise = NoiseKey(params.seed, params.sample, len(history))
-                try:
-                    token_id = sampler.pick(logits, history, noise)
-                except FormatError as error:
-                    raise FormatError(f"{engine.info.path}: {error}") from None
-                logprobs = tuple(sampler.top_logprobs(logits, params.n_logprobs)) if params.n_logprobs else None
+            while stats.n_generated != params.max_tokens:
+                token_id = self._pick(answer, logits, history)
+                n_logprobs = params.n_logprobs
+                logprobs = tuple(answer.sampler.top_logprobs(logits, n_logprobs)) if n_logprobs else None
                 stats.n_generated += 1
                 if stats.n_generated == 1:
                     first_at = time.perf_counter()
-                    stats.first_token_s = first_at - started
+                    stats.first_token_s = first_at - decoding.started
                 history.append(token_id)
-                if token_id in ends and not params.ignore_eos:
+                if token_id in answer.ends and not params.ignore_eos:
                     stats.finish_reason = "stop"
-                    break
-                text, is_stopped = stops.feed(decoder.feed(token_id))
+                    return
+                text, is_stopped = decoding.stops.feed(decoding.decoder.feed(token_id))
                 yield GeneratedToken(token_id=token_id, text=text, logprobs=logprobs)
                 if is_stopped:
                     stats.finish_reason = "stop"
+                    return
+                if len(self.tokens) >= self._engine.n_ctx:
                     break
-                if self._sequence.n_past >= engine.n_ctx:
-                    stats.finish_reason = "length"
-                    break
-                if stats.n_generated != params.max_tokens:  # else nobody wants what comes after
-                    logits = self._step(token_id)
-            if not stops.is_stopped:
-                rest, is_stopped = stops.feed(decoder.flush())
-                rest += "" if is_stopped else stops.flush()
-                if rest:
-                    yield GeneratedToken(token_id=-1, text=rest)
+                n_wanted = None if params.max_tokens is None else params.max_tokens - stats.n_generated
+                if n_wanted != 0:  # else nobody wants what comes after
+                    logits = self._verifier.logits_after(history, controller, n_wanted)
+            stats.finish_reason = "length"
         finally:
             stats.decode_s = time.perf_counter() - first_at if first_at else 0.0
+            self._verifier.settle(controller)
+            if controller is not None:
+                stats.speculation = controller.end(history)
+
+    def _pick(self, answer: Answer, logits: F32, history: list[int]) -> int:
+        try:
+            return answer.sampler.pick(logits, history, answer.noise(len(history)))
+        except FormatError as error:
+            raise FormatError(f"{self._engine.info.path}: {error}") from None
+
+    def _controller_for(self, params: GenerationParams, prompt: list[int], answer: Answer) -> Controller | None:
+        """Return what plans this answer's drafts, None where there are to be none."""
+        from .speculation.controller import Controller
+
+        settings = params.speculation
+        if settings.mode == "off":
+            return None
+        if self._controller is None:
+            self._controller = Controller.for_engine(self._engine)
+        self._controller.begin(prompt, answer, settings)
+        return self._controller
 
     def _prefill(
         self, ids: Sequence[int], stats: GenerationStats, on_prefill: Callable[[int, int], None] | None
@@ -172,8 +216,8 @@ class Session:
             min(len(self.tokens), len(ids)),
         )
         n_same = min(n_same, len(ids) - 1)  # the last token's logits are wanted
-        self._sequence.rollback(n_same)
         del self.tokens[n_same:]
+        self._sequence.rollback(n_same)
         stats.n_cached = n_same
         executor = self._engine.executor
         while len(self.tokens) < len(ids):
@@ -188,14 +232,10 @@ class Session:
         assert result is not None
         return result
 
-    def _step(self, token_id: int) -> NDArray[np.float32]:
-        with self._engine.lock:
-            self._engine.run_tokens(self._sequence, [token_id], [0])
-            self.tokens.append(token_id)
-            logits: F32 = self._engine.executor.output("logits", 1)[0].copy()
-            return logits
-
     def close(self) -> None:
         """Give the KV pages back."""
-        self._sequence.close()
         self.tokens.clear()
+        self._sequence.close()
+        if self._controller is not None:
+            self._controller.close()
+            self._controller = None

@@ -54,6 +54,12 @@ def make_runner(machine, tiny_path):
 
 
 @pytest.fixture(autouse=True)
+def no_kept_speeds(monkeypatch):
+    """Speeds of tiny models are nobody's business."""
+    monkeypatch.setattr("llmrun.runtime.speculation.costs._folder", lambda: None)
+
+
+@pytest.fixture(autouse=True)
 def no_forced_isa(monkeypatch):
     """A developer's own settings change no test."""
     for name in ("LLMRUN_ISA", "LLMRUN_THREADS"):

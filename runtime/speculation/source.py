@@ -1,0 +1,70 @@
+"""What makes drafts: the interface that the loop and the planner know, and nothing else of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..sampling.chain import Sampler
+from ..sampling.noise import NoiseKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What is fixed while one answer is generated: the target's rule for picking tokens, and its noise.
+
+    Attributes:
+        sampler: the target's own sampler.
+        seed: of the noise.
+        sample: of the noise.
+        ends: tokens that end the answer; nothing is drafted after one.
+    """
+
+    sampler: Sampler
+    seed: int
+    sample: int
+    ends: frozenset[int]
+
+    def noise(self, position: int) -> NoiseKey:
+        """Return the key of the noise that the target uses at a position."""
+        return NoiseKey(self.seed, self.sample, position)
+
+
+@dataclass(frozen=True, slots=True)
+class Guess:
+    """One drafted token and how sure its source is of it: a class of guesses that turn out alike.
+
+    The planner learns for every class how often its guesses are right; 0 to the source's ``n_class - 1``.
+    """
+
+    token_id: int
+    sureness: int
+
+
+class DraftSource(Protocol):
+    """Guesses what the target will say. Whatever it guesses, the text stays the same.
+
+    Attributes:
+        name: in statistics ("ngram", "draft").
+        priors: for each class of sureness, how often its guesses are right as long as nothing is known.
+        is_free: whether guessing costs nothing, so that it is done at every step and learnt from even where the
+            guess is not verified.
+    """
+
+    name: str
+    priors: Sequence[float]
+    is_free: bool
+
+    def begin(self, context: Sequence[int], answer: Answer) -> None:
+        """Learn the prompt of the next answer."""
+
+    def guess(self, context: Sequence[int]) -> Iterator[Guess]:
+        """Yield guesses for the tokens after a context, one after the other.
+
+        Only as many are drawn as will be verified; each is made when it is asked for. The context is the prompt
+        of ``begin`` and what was generated since; the list grows between calls and is not modified.
+        """
+
+    def close(self) -> None:
+        """Give back what the source holds."""
