@@ -46,6 +46,7 @@ class Job:
         parts = [self.packed.parts[p.name].ctypes.data for p in self.packed.format.parts]
         self.record[2:4] = n_row // 16, n_col if is_float else n_col // 32
         self.record[4 : 4 + len(parts)] = parts
+        self.record[20] = 1
         self.record[12:16] = self.x.ctypes.data, n_col * 4, self.y.ctypes.data, n_row * 4
         self.n_op = 2 * n_row * n_col * n_tok
         self.n_byte = self.packed.n_bytes

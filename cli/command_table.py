@@ -15,6 +15,7 @@ COMMANDS = {
     "list": ("pull", "list_models"),
     "rm": ("pull", "remove"),
     "doctor": ("doctor", "doctor"),
+    "bench": ("bench.command", "bench"),
     "eval perplexity": ("eval", "perplexity"),
 }
 

@@ -16,14 +16,18 @@ FLOAT_FORMATS = frozenset({"F16", "BF16", "F32"})
 
 
 def lower(program: Program) -> Program:
-    """Insert a ``quantize`` before the first matmul that reads a buffer with quantised weights."""
+    """Insert a ``quantize`` before the first matmul that reads a buffer with quantised weights.
+
+    The output matrix, whose error reaches the logits as it is, gets activations of twice the bits.
+    """
     ops: list[Op] = []
     quantized: dict[Buffer, Buffer] = {}
     for op in program.ops:
         if op.kind == "matmul" and op.weights[0].packed not in FLOAT_FORMATS:
             x = op.reads[0]
             if x not in quantized:
-                quantized[x] = Buffer(f"{x.name}.q8", x.n_col, x.rows, "q8")
+                kind = "q8x2" if x.rows == "out" else "q8"
+                quantized[x] = Buffer(f"{x.name}.{kind}", x.n_col, x.rows, kind)
                 ops.append(Op("quantize", (x,), (quantized[x],)))
             op = Op(op.kind, (quantized[x],), op.writes, op.weights, op.attributes)
         ops.append(op)
@@ -39,7 +43,7 @@ def fuse(program: Program) -> Program:
         _norm_and_quantize, _matmul_and_bias, _gate_and_up, _matmul_and_residual, _rope_and_store, _result_and_quantize,
     )  # fmt: skip
     for step in steps:
-        ops = step(ops, set(program.outputs.values()))
+        ops = step(ops, {*program.outputs.values(), *program.inputs})
     return replace(program, ops=ops)
 
 
@@ -146,7 +150,7 @@ def _result_and_quantize(ops: list[Op], outputs: set[Buffer]) -> list[Op]:
     """Quantise what attention and the gated matmul give while it is at hand; the f32 rows stay as scratch."""
     readers, writers, result, dropped = _readers(ops), _writers(ops), list(ops), set()
     for i, op in enumerate(ops):
-        if op.kind != "quantize" or not _is_private(op.reads[0], readers, outputs):
+        if op.kind != "quantize" or op.writes[0].kind != "q8" or not _is_private(op.reads[0], readers, outputs):
             continue
         at = writers[op.reads[0]]
         maker = ops[at]

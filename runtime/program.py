@@ -21,7 +21,7 @@ class Buffer:
     name: str
     n_col: int
     rows: str = "tok"  # "tok" or "out"
-    kind: str = "f32"  # "f32", "q8" (activation records) or "rope" (cosines and sines)
+    kind: str = "f32"  # "f32", "q8" (activation records), "q8x2" (two of each) or "rope" (cosines and sines)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +75,12 @@ class Op:
 
 @dataclass(slots=True)
 class Program:
-    """Operations in order, the input, and the named outputs."""
+    """Operations in order, the named outputs, and buffers that the caller fills before a pass (parts of a model)."""
 
     ops: list[Op]
     outputs: dict[str, Buffer]
     n_layer: int
+    inputs: tuple[Buffer, ...] = ()
 
     def __str__(self) -> str:
         """Return the listing that ``llmrun inspect --program`` prints."""

@@ -19,6 +19,7 @@ from ..kernels import reference as twin
 from ..kernels.layout import PAGE_SLOTS
 from ..program import Buffer, Op, Program, Rope
 from ..weights import WeightSource, look_up
+from .plan import RECORDS
 
 F32 = NDArray[np.float32]
 
@@ -53,8 +54,7 @@ class CheckedExecutor:
     def _run_op(self, op: Op) -> None:
         result = RULES[op.kind](self, op)
         for buffer in op.writes:
-            is_quantized = buffer.kind == "q8" and not isinstance(result, _Rows)
-            self.buffers[buffer] = self._quantized(result) if is_quantized else result
+            self.buffers[buffer] = self._quantized(result, buffer) if buffer.kind in RECORDS else result
 
     def output(self, name: str) -> F32:
         """Return a named output: [n_out, n_col]."""
@@ -80,17 +80,21 @@ class CheckedExecutor:
         groups = x.reshape(len(x), op.attributes["n_group"], -1)
         return twin.rms_norm(groups, self._weights.values(op.weights[0]), op.attributes["eps"]).reshape(x.shape)
 
-    def quantize(self, op: Op) -> Any:
-        """Turn rows into int8 activations."""
-        return self._quantized(self.buffers[op.reads[0]])
+    def quantize(self, op: Op) -> F32:
+        """Turn rows into int8 activations: ``_run_op`` does, as the buffer says."""
+        result: F32 = self.buffers[op.reads[0]]
+        return result
 
-    def _quantized(self, x: F32) -> _Rows:
-        return _Rows(x, twin.quantize(x) if self._is_exact else None)
+    def _quantized(self, x: F32, buffer: Buffer) -> _Rows:
+        if not self._is_exact:
+            return _Rows(x, ())
+        first = twin.quantize(x)
+        return _Rows(x, (first,) if RECORDS[buffer.kind] == 1 else (first, twin.quantize(twin.rest(x, first))))
 
-    def norm_quantize(self, op: Op) -> Any:
+    def norm_quantize(self, op: Op) -> F32:
         """Normalise and quantise."""
         weight = self._weights.values(op.weights[0])
-        return self._quantized(twin.rms_norm(self.buffers[op.reads[0]], weight, op.attributes["eps"]))
+        return twin.rms_norm(self.buffers[op.reads[0]], weight, op.attributes["eps"])
 
     def matmul(self, op: Op) -> F32:
         """Multiply by a matrix, with the epilogues that fusion put there."""
@@ -107,10 +111,11 @@ class CheckedExecutor:
         packed, x = self._weights.packed(op.weights[index]), self.buffers[op.reads[0]]
         if not isinstance(x, _Rows):
             return twin.matmul(packed, x)
-        if x.quantized is None:
+        if not x.quantized:
             result: F32 = (x.values.astype(np.float64) @ unpack(packed).T.astype(np.float64)).astype(np.float32)
             return result
-        return twin.matmul(packed, x.quantized)
+        y, *rest = (twin.matmul(packed, part) for part in x.quantized)
+        return y + rest[0] if rest else y
 
     def add(self, op: Op) -> F32:
         """Add two buffers."""
@@ -187,9 +192,9 @@ class CheckedExecutor:
 
 
 class _Rows:
-    """The value of a "q8" buffer: the rows, and their quantised form unless activations stay f32."""
+    """The value of a quantised buffer: the rows, and their quantised parts, none where activations stay f32."""
 
-    def __init__(self, values: F32, quantized: twin.Activations | None = None) -> None:
+    def __init__(self, values: F32, quantized: tuple[twin.Activations, ...]) -> None:
         self.values, self.quantized = values, quantized
         self.shape = values.shape
 

@@ -9,12 +9,13 @@ from ..program import Buffer, Op, Program
 
 ALIGN = 64
 X_RECORD_BYTES = 64  # an activation record: 32 columns of one token
+RECORDS = {"q8": 1, "q8x2": 2}  # activation records of one token and 32 columns, by the kind of buffer
 
 
 def row_bytes(buffer: Buffer) -> int:
-    """Return the bytes between two rows of a buffer (of records for "q8": bytes of one token)."""
-    if buffer.kind == "q8":
-        return buffer.n_col // 32 * X_RECORD_BYTES
+    """Return the bytes between two rows of a buffer (of records for "q8" and "q8x2": bytes of one token)."""
+    if buffer.kind in RECORDS:
+        return RECORDS[buffer.kind] * buffer.n_col // 32 * X_RECORD_BYTES
     if buffer.kind == "rope":
         return 2 * 4 * padded(buffer.n_col // 2)
     return 4 * padded(buffer.n_col)
@@ -43,6 +44,8 @@ def _offsets(program: Program, sizes: dict[Buffer, int]) -> tuple[dict[Buffer, i
         for buffer in (*op.reads, *op.writes):
             first.setdefault(buffer, i)
             last[buffer] = i
+    for buffer in program.inputs:
+        first[buffer] = -1
     for buffer in program.outputs.values():
         last[buffer] = len(program.ops)
     offsets: dict[Buffer, int] = {}

@@ -20,7 +20,7 @@ from ..kernels.layout import BARRIER_WORD, BATCH_STOP, N_OUT, N_TOK, RECORD_WORD
 from ..kv_cache import KvPages
 from ..program import Buffer, Op, Program, Rope, Weight
 from ..weights import WeightSource
-from .plan import plan, row_bytes
+from .plan import RECORDS, plan, row_bytes
 from .team import Team, aligned_array
 
 MAX_EMBD_HEAD = 512  # attention's scratch; kernels/attention.py
@@ -76,7 +76,7 @@ class ThreadedExecutor:
         self._arena = aligned_array(self._plan.n_bytes // 8 + 8)
         self._keep: list[Any] = []
         self._vectors: dict[str, int] = {}
-        self._embed = next(op for op in program.ops if op.kind == "embed")
+        self._embed = next((op for op in program.ops if op.kind == "embed"), None)
         self._n_op = len(program.ops)
         self._records = aligned_array(self._n_op * RECORD_WORDS).reshape(self._n_op, RECORD_WORDS)
         for record, op, has_barrier in zip(self._records, program.ops, self._plan.has_barrier, strict=True):
@@ -98,14 +98,19 @@ class ThreadedExecutor:
         """Run one pass; the outputs are then in ``output``."""
         if batch.n_tok > self.n_tok or batch.n_out > self.n_out:
             raise ValueError(f"batch of {batch.n_tok} rows, {batch.n_out} outputs; room for {self.n_tok}, {self.n_out}")
-        is_given = batch.token_ids < 0
-        if batch.token_ids.max(initial=0) >= self._embed.weights[0].n_out or (batch.vectors is None and is_given.any()):
-            raise ValueError(f"token ids of 0 to {self._embed.weights[0].n_out - 1} expected, got {batch.token_ids}")
-        if batch.vectors is not None:
-            self.view(self._embed.writes[0], batch.n_tok)[is_given] = batch.vectors[is_given]
+        if self._embed is not None:
+            self._check_tokens(self._embed, batch)
         batch.record[BATCH_STOP // 8] = self._team.stop_address
         n_op = self._n_op if batch.n_out else self._n_op_body
         self._team.run(int(self._records.ctypes.data), n_op, int(batch.record.ctypes.data), is_long=is_long)
+
+    def _check_tokens(self, embed: Op, batch: Batch) -> None:
+        """Check the token ids, and put given vectors in place."""
+        is_given, n_vocab = batch.token_ids < 0, embed.weights[0].n_out
+        if batch.token_ids.max(initial=0) >= n_vocab or (batch.vectors is None and is_given.any()):
+            raise ValueError(f"token ids of 0 to {n_vocab - 1} expected, got {batch.token_ids}")
+        if batch.vectors is not None:
+            self.view(embed.writes[0], batch.n_tok)[is_given] = batch.vectors[is_given]
 
     def output(self, name: str, n_row: int) -> NDArray[np.float32]:
         """Return a named output, a view that the next pass overwrites: [n_row, n_col]."""
@@ -181,12 +186,13 @@ def _bind_matmul(e: ThreadedExecutor, op: Op) -> list[int]:
     return [
         -(-w.n_out // 16), w.n_in if is_float else w.n_in // 32, *e.parts(w), *second,
         e.at(x), row_bytes(x), e.at(y), row_bytes(y), bias, residual, activation, _records(e, op),
+        RECORDS.get(x.kind, 1),
     ]  # fmt: skip
 
 
 def _bind_quantize(e: ThreadedExecutor, op: Op) -> list[int]:
-    x = op.reads[0]
-    return [x.n_col // 32, e.at(x), row_bytes(x), e.at(op.writes[0])]
+    x, y = op.reads[0], op.writes[0]
+    return [x.n_col // 32, e.at(x), row_bytes(x), e.at(y), RECORDS[y.kind]]
 
 
 def _bind_norm_quantize(e: ThreadedExecutor, op: Op) -> list[int]:

@@ -20,6 +20,7 @@ Record words (after the two that all share; addresses are of the first row group
 17     residual: f32 rows added to the result, or 0
 18     activation: 0 none (one matrix), 1 silu, 2 gelu
 19     activation records of y to write as well, or 0 (an even number of row groups)
+20     records per token and block of x: 1, or 2, whose products are added (one matrix, quantised weights)
 =====  ===============================================================================
 """
 
@@ -88,15 +89,18 @@ def _finish(record, scratch, tok, n_tok, row_group):
     """Apply activation, bias and residual to a finished tile and store it."""
     y, y_step = load_i64(record + 112), load_i64(record + 120)
     bias, residual, activation = load_i64(record + 128), load_i64(record + 136), load_i64(record + 144)
-    for t in range(n_tok):
-        value = load_f32x16(scratch + 64 * t)
+    n_record = load_i64(record + 160)
+    for t in range(n_tok // n_record):
+        value = load_f32x16(scratch + 64 * n_record * t)
+        if n_record == 2:
+            value = add(value, load_f32x16(scratch + 64 * (2 * t + 1)))
         if activation == 1:
             value = mul(silu(value), load_f32x16(scratch + 64 * (TOKEN_GROUP + t)))
         elif activation == 2:
             value = mul(gelu(value), load_f32x16(scratch + 64 * (TOKEN_GROUP + t)))
         if bias != 0:
             value = add(value, load_f32x16(bias + 64 * row_group))
-        offset = (tok + t) * y_step + 64 * row_group
+        offset = (tok // n_record + t) * y_step + 64 * row_group
         if residual != 0:
             value = add(load_f32x16(residual + offset), value)
         store_f32x16(y + offset, value)
@@ -123,7 +127,7 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
     groups_per_unit = max(1, unit // 32)
 
     def matmul(record, batch, worker, n_worker):
-        n_tok = load_i64(batch + load_i64(record + 8))
+        n_tok = load_i64(batch + load_i64(record + 8)) * load_i64(record + 160)
         n_row_group, n = load_i64(record + 16), load_i64(record + 24)
         x = load_i64(record + 96)
         records = load_i64(record + 152)

@@ -1,8 +1,9 @@
 """Activations to int8: one 64-byte record per token and 32 columns (``simd/tile.py`` has its layout).
 
 Record words of ``quantize``: 2 blocks of 32 columns, 3 x (f32 rows), 4 bytes between rows of x,
-5 records out. Of ``norm_quantize``: the same, then 6 norm weight, 7 epsilon (f32 bits in the low half),
-8 number of columns.
+5 records out, 6 records per token and block: 1, or 2, of which the second holds what the first leaves over
+(about 15 bits together). Of ``norm_quantize``: the same, then 7 norm weight, 8 epsilon (f32 bits in the low
+half), 9 number of columns.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from ..simd.isa import Target
 from ..simd.tile import RECORD_BYTES, SCALE, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1, SUM, SUM_0, SUM_1
 from ..simd.scalar import atomic_load, larger, load_i64, smaller, store_f32, store_i32
 from ..simd.vector import (
-    absolute, add, broadcast_f32, device, div, f32x16, first_lane, fma, int64, load_f32x16, max_lanes, maximum, mul,
-    round_to_i32, splat, splat_i32, sqrt, store_i8x16, sum_lanes, sum_lanes_i32, to_f32, void, where_less,
+    absolute, add, broadcast_f32, device, div, f32x16, first_lane, fma, int64, load_f32x16, load_i8x16, max_lanes,
+    maximum, mul, round_to_i32, splat, splat_i32, sqrt, store_i8x16, sub, sum_lanes, sum_lanes_i32, to_f32, void,
+    where_less,
 )  # fmt: skip
 from .layout import BATCH_STOP, TOKEN_GROUP
 
@@ -53,6 +55,15 @@ def quantize_block(left, right, record):
     store_i32(record + 60, 0)
 
 
+@device(void(f32x16, f32x16, int64))
+def _quantize_rest(left, right, record):
+    """Write a second record: what the finished one before it leaves over of 32 activations."""
+    minus_scale = sub(splat(_ZERO), broadcast_f32(record + SCALE))
+    left = fma(minus_scale, to_f32(load_i8x16(record)), left)
+    right = fma(minus_scale, to_f32(load_i8x16(record + 16)), right)
+    quantize_block(left, right, record + RECORD_BYTES)
+
+
 @device(int64(int64))
 def is_given_up(batch):
     """Whether the pass is to be given up; asked between pieces of long operations, so that Ctrl-C is not late."""
@@ -81,24 +92,29 @@ def inverse_rms(x, n, epsilon):
 
 def _quantize(record, batch, worker, n_worker):
     n_tok = load_i64(batch + load_i64(record + 8))
-    n_block, x, x_step, records = (
+    n_block, x, x_step, records, n_record = (
         load_i64(record + 16), load_i64(record + 24), load_i64(record + 32), load_i64(record + 40),
+        load_i64(record + 48),
     )  # fmt: skip
     unit_start, unit_stop = n_tok * n_block * worker // n_worker, n_tok * n_block * (worker + 1) // n_worker
     for tok in range(unit_start // n_block, (unit_stop + n_block - 1) // n_block):
         block_start, block_stop = larger(unit_start - tok * n_block, 0), smaller(unit_stop - tok * n_block, n_block)
         for block in range(block_start, block_stop):
             address = x + tok * x_step + 128 * block
-            out = record_address(records, n_tok, n_block, tok, block)
-            quantize_block(load_f32x16(address), load_f32x16(address + 64), out)
+            left, right = load_f32x16(address), load_f32x16(address + 64)
+            out = record_address(records, n_record * n_tok, n_block, n_record * tok, block)
+            quantize_block(left, right, out)
+            if n_record == 2:
+                _quantize_rest(left, right, out)
 
 
 def _norm_quantize(record, batch, worker, n_worker):
     n_tok = load_i64(batch + load_i64(record + 8))
-    n_block, x, x_step, records = (
+    n_block, x, x_step, records, n_record = (
         load_i64(record + 16), load_i64(record + 24), load_i64(record + 32), load_i64(record + 40),
+        load_i64(record + 48),
     )  # fmt: skip
-    weight, epsilon, n = load_i64(record + 48), broadcast_f32(record + 56), load_i64(record + 64)
+    weight, epsilon, n = load_i64(record + 56), broadcast_f32(record + 64), load_i64(record + 72)
     unit_start, unit_stop = n_tok * n_block * worker // n_worker, n_tok * n_block * (worker + 1) // n_worker
     for tok in range(unit_start // n_block, (unit_stop + n_block - 1) // n_block):
         block_start, block_stop = larger(unit_start - tok * n_block, 0), smaller(unit_stop - tok * n_block, n_block)
@@ -107,7 +123,10 @@ def _norm_quantize(record, batch, worker, n_worker):
             address, w = x + tok * x_step + 128 * block, weight + 128 * block
             left = mul(mul(load_f32x16(address), scale), load_f32x16(w))
             right = mul(mul(load_f32x16(address + 64), scale), load_f32x16(w + 64))
-            quantize_block(left, right, record_address(records, n_tok, n_block, tok, block))
+            out = record_address(records, n_record * n_tok, n_block, n_record * tok, block)
+            quantize_block(left, right, out)
+            if n_record == 2:
+                _quantize_rest(left, right, out)
 
 
 def quantize_kernel(_target: Target) -> Kernel:

@@ -7,6 +7,7 @@ compare bits instead of tolerances (payloads of NaNs excepted).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -131,6 +132,12 @@ def quantize(x: F32) -> Activations:
         products = add_lanes(fma(right, q_right, left * q_left))
         scale = np.where(squares > 0, products / squares * (largest / np.float32(127)), ZERO)
     return Activations(q, scale)
+
+
+def rest(x: F32, first: Activations) -> F32:
+    """Return what quantised rows leave over of the rows."""
+    q = first.q.astype(np.float32).reshape(x.shape)
+    return fma(np.repeat(ZERO - first.scale, BLOCK, axis=1), q, x)
 
 
 def rms_norm(x: F32, weight: F32, eps: float) -> F32:
@@ -313,3 +320,26 @@ class _Softmax:
         self.maximum = now
         self.sum = fma(self.sum, old, segment.sum * new)
         self.weighted = fma(self.weighted, old[:, None], segment.weighted * new[:, None])
+
+
+def probe_read(data: F32, n_worker: int) -> F32:
+    """Return the largest value of each lane in every worker's share of the runs: [n_worker, 16]."""
+    runs = data.reshape(-1, 4, 16)
+    bounds = [len(runs) * worker // n_worker for worker in range(n_worker + 1)]
+    low = np.full(16, -3.0e38, np.float32)
+    shares = [runs[a:b].reshape(-1, 16) for a, b in pairwise(bounds)]
+    return np.stack([np.maximum(low, share.max(axis=0, initial=low.min())) for share in shares])
+
+
+def probe_dot(weights: NDArray[np.uint8], quants: NDArray[np.int8], width: int, n_pass: int) -> NDArray[np.int32]:
+    """Return the sums over all tiles of records: i32 [width, 16].
+
+    Args:
+        weights: [16, 32], the unpacked group.
+        quants: [n_record, 32] of the activation records.
+        width: records of a tile.
+        n_pass: passes over the records.
+    """
+    dots = quants.astype(np.int64) @ weights.astype(np.int64).T
+    sums: NDArray[np.int32] = (dots.reshape(-1, width, 16).sum(axis=0) * n_pass).astype(np.int32)
+    return sums

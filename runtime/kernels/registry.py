@@ -21,6 +21,7 @@ ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
 SEARCHES = ("search_offset", "search_symmetric", "search_iq4")  # of scales, when a file is quantised
 OTHER = (
     "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "lead", "work",
+    "probe_read", "probe_dot",
 )  # fmt: skip
 
 
@@ -42,6 +43,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
         embed,
         matmul,
         pack,
+        probe,
         program_loop,
         quantize,
         rope,
@@ -68,5 +70,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
         "attention": attention.attention_kernel,
         "lead": program_loop.lead_kernel,
         "work": program_loop.work_kernel,
+        "probe_read": probe.probe_read_kernel,
+        "probe_dot": probe.probe_dot_kernel,
     }
     return builders[name](target)

@@ -147,3 +147,32 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
         add_half_products=add_half_products, add_minimums=add_minimums,
         add_column=add_column, store=store, load=load, scale_by=scale_by,
     )  # fmt: skip
+
+
+def integer_tile(n_tok: int, *, max_weight: int) -> SimpleNamespace:
+    """Return operations on a tile of bare integer sums, i32 [n_tok, 16], for unsigned weights up to ``max_weight``."""
+    acc_t = Vec("i32", 16, n_tok)
+
+    @operation(acc_t())
+    def zeros(low):
+        """Return sums of zero."""
+        return ir.Constant(acc_t.llvm, None)
+
+    @operation(acc_t(acc_t, quants_t, int64))
+    def add_dots(low, acc, quants, x):
+        """Add the exact sum over 32 columns of ``weight * quant`` for every token (records at ``x``)."""
+        weights = [low.b.extract_value(quants, k) for k in range(8)]
+        for t in range(n_tok):
+            record = low.at(x, t * RECORD_BYTES)
+            values = [low.b.bitcast(low.broadcast(low.at(record, 4 * k), I32X16), I8X64) for k in range(8)]
+            total = low.dot_group(low.b.extract_value(acc, t), weights, values, max_weight=max_weight)
+            acc = low.b.insert_value(acc, total, t)
+        return acc
+
+    @operation(void(int64, acc_t))
+    def store(low, address, acc):
+        """Store the tile, 16 i32 per token."""
+        for t in range(n_tok):
+            low.store(low.at(address, 64 * t), low.b.extract_value(acc, t), 64)
+
+    return SimpleNamespace(zeros=zeros, add_dots=add_dots, store=store)

@@ -23,6 +23,8 @@ from llmrun.runtime.executor.team import Team
 from llmrun.runtime.executor.threaded import kernel_of
 from llmrun.runtime.fuse import fuse, lower
 from llmrun.runtime.kernels.kernel_set import LOOP_KERNELS, KernelSet
+from llmrun.runtime.kernels.layout import BATCH_WORDS
+from llmrun.runtime.kernels.probe_records import PROBE_RECORDS, probe_dot_record, probe_read_record
 from llmrun.runtime.kernels.registry import EMBED_FORMATS, MATMUL_FORMATS, PACK_FORMATS, kernel_names
 from llmrun.runtime.kv_cache import KvPages
 from llmrun.runtime.packing import PackKernel
@@ -253,6 +255,12 @@ class Runner:
         plain = lower(program)
         for what, version in (("plain", plain), ("fused", fuse(plain))):
             self.run_layer(what, version, weights)
+        rng = np.random.default_rng(11)
+        self.results["probe_read"] = run_probe_read(self.kernel_set, self.inputs["x"].ravel()[: 64 * 46], 3)
+        # Width by width: targets have tiles of different sizes, and sums over all tokens are the same.
+        dots = run_probe_dot(self.kernel_set, TARGETS[self.target_name], *probe_inputs(rng), 2)
+        self.results["probe_dot"] = dots.sum(axis=0)
+        self.used |= {"probe_read", "probe_dot"}
         self.team.close()
         assert self.used == set(kernel_names()), self.used ^ set(kernel_names())
 
@@ -260,6 +268,54 @@ class Runner:
 def plain_batch(token_ids):
     table = np.zeros(1, np.int64)
     return Batch([Row(token_id=i, page_table=table, slot=0, position=0, visible_stop=1) for i in token_ids])
+
+
+def probe_inputs(rng):
+    """Return (weights u8 [16, 32] of 4 bits, quants i8 [64, 32]): extreme values among them."""
+    weights, quants = (
+        rng.integers(0, 16, (16, 32), np.uint8),
+        rng.integers(-127, 128, (PROBE_RECORDS, 32)).astype(np.int8),
+    )
+    weights[0], quants[0], quants[1] = 15, 127, -127
+    return weights, quants
+
+
+def run_probe_read(kernels, data, n_worker):
+    """Return f32 [n_worker, 16], the results of reading ``data`` twice over."""
+    data = copied(data)
+    results = aligned(64 * n_worker).view(np.float32)
+    run_probe(kernels, "probe_read", probe_read_record(data, results, n_pass=2), n_worker)
+    return results.reshape(n_worker, 16).copy()
+
+
+def run_probe_dot(kernels, target, weights, quants, n_pass):
+    """Return i32 [width, 16], the results of one worker."""
+    columns = weights.T.reshape(8, 4, 16).transpose(0, 2, 1).reshape(8, 64)  # vector k: columns 4k..4k+3 of each row
+    packed = copied(columns[0::2] | columns[1::2] << 4)
+    records = aligned(64 * len(quants)).view(np.int8).reshape(-1, 64)
+    records[:, :32] = quants
+    results = aligned(64 * target.widths[0]).view(np.int32)
+    run_probe(
+        kernels, "probe_dot", probe_dot_record(packed, records, results, width=target.widths[0], n_pass=n_pass), 1
+    )
+    return results.reshape(-1, 16).copy()
+
+
+def run_probe(kernels, name, record, n_worker):
+    batch = np.zeros(BATCH_WORDS, np.int64)
+    for worker in range(n_worker):
+        kernels.function(name, 4)(record.ctypes.data, batch.ctypes.data, worker, n_worker)
+
+
+def aligned(n_byte):
+    raw = np.zeros(n_byte + 64, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:n_byte]
+
+
+def copied(values):
+    result = aligned(values.nbytes)
+    result[:] = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+    return result
 
 
 def main():

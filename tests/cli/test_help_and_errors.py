@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["chat", "run", "inspect", "tokenize", "detokenize", "pull", "list", "rm", "doctor", "eval perplexity"]
+COMMANDS = [
+    "chat",
+    "run",
+    "inspect",
+    "tokenize",
+    "detokenize",
+    "pull",
+    "list",
+    "rm",
+    "doctor",
+    "bench",
+    "eval perplexity",
+]
 
 
 def load_script():

@@ -9,6 +9,7 @@ in an environment with ``torch`` and ``transformers`` (and ``gguf``, ``numpy``).
 
 from __future__ import annotations
 
+import json
 import sys
 import zlib
 from pathlib import Path
@@ -19,9 +20,10 @@ import torch
 import transformers
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parents[1]))
 
-from tiny_models import MODELS, N_VOCAB, TinyModel, tensors  # noqa: E402
+from tests.hf_tiny import CONFIGS, hf_tensors  # noqa: E402
+from tests.tiny_models import MODELS, N_VOCAB, TinyModel  # noqa: E402
 
 # file name -> (model, tokens, stored rows, context size that the golden holds for). Only the long-rope
 # networks care about the last: their factors depend on it (llama.cpp) or on the length (transformers).
@@ -113,59 +115,11 @@ def hf_config(name: str, model: TinyModel) -> transformers.PretrainedConfig:
     return transformers.Gemma3TextConfig(**common, sliding_window_pattern=6)
 
 
-HF_NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_qkv": "self_attn.qkv_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
-HF_NAMES_GEMMA = HF_NAMES | {
-    "post_attention_norm": "post_attention_layernorm",
-    "ffn_norm": "pre_feedforward_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
-HF_NAMES_PHI3 = HF_NAMES | {"ffn_up": "mlp.gate_up_proj"}
-
-
-def hf_name(tensor: str, arch: str) -> str:
-    """Return the name in a Hugging Face checkpoint of the GGUF tensor ``tensor``."""
-    top = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-    stem, kind = tensor.rsplit(".", 1)
-    if stem in top:
-        return f"{top[stem]}.{kind}"
-    _, layer, part = stem.split(".")
-    table = HF_NAMES_GEMMA if arch.startswith("gemma") else HF_NAMES_PHI3 if arch == "phi3" else HF_NAMES
-    return f"model.layers.{layer}.{table[part]}.{kind}"
-
-
-def split_halves(w: np.ndarray, n_head: int) -> np.ndarray:
-    """Undo the row order of GGUF's llama q and k: rope pairs (2i, 2i+1) become (i, i + half)."""
-    return w.reshape(n_head, -1, 2, w.shape[-1]).swapaxes(1, 2).reshape(w.shape)
-
-
 def hf_model(name: str) -> torch.nn.Module:
     """Return the transformers model with the tiny model's weights, float32 and in evaluation mode."""
     model = MODELS[name]
     network = transformers.AutoModelForCausalLM.from_config(hf_config(name, model)).float().eval()
-    state = {}
-    for tensor, value in tensors(name).items():
-        if tensor.startswith("rope_"):
-            continue
-        if model.arch == "llama" and ".attn_q." in tensor:
-            value = split_halves(value, model.n_head)
-        elif model.arch == "llama" and ".attn_k." in tensor:
-            value = split_halves(value, model.n_head_kv)
-        elif model.arch.startswith("gemma") and tensor.endswith("norm.weight"):
-            value = value - 1
-        state[hf_name(tensor, model.arch)] = torch.from_numpy(np.ascontiguousarray(value))
+    state = {tensor: torch.from_numpy(value) for tensor, value in hf_tensors(name).items()}
     result = network.load_state_dict(state, strict=False)
     assert not result.unexpected_keys, result.unexpected_keys
     assert set(result.missing_keys) <= {"lm_head.weight"}, result.missing_keys
@@ -179,7 +133,11 @@ def main() -> None:
     for golden in sys.argv[1:] or GOLDENS:
         name, n_tok, n_row, n_ctx = GOLDENS[golden]
         ids = token_ids(golden, n_tok)
-        logits = hf_model(name)(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy()  # [n_tok, n_vocab]
+        network = hf_model(name)
+        network.config.architectures = [type(network).__name__]
+        config = json.loads(network.config.to_json_string())  # what save_pretrained writes
+        (CONFIGS / f"{name}.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n")
+        logits = network(torch.from_numpy(ids.astype(np.int64))[None]).logits[0].numpy()  # [n_tok, n_vocab]
         pos = np.arange(n_tok - n_row, n_tok, dtype=np.int32)
         path = HERE / f"{golden}.npz"
         np.savez_compressed(path, model=name, n_ctx=n_ctx, ids=ids, pos=pos, logits=logits[pos].astype(np.float32))

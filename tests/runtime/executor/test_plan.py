@@ -127,4 +127,5 @@ def test_a_missing_barrier_is_found():
 def test_rows_of_kernels_are_padded_to_vectors():
     assert [row_bytes(Buffer("x", n)) for n in (1, 16, 17)] == [64, 64, 128]
     assert row_bytes(Buffer("x", 96, kind="q8")) == 3 * 64
+    assert row_bytes(Buffer("x", 96, kind="q8x2")) == 6 * 64
     assert row_bytes(Buffer("x", 2 * 17, kind="rope")) == 2 * 128

@@ -5,11 +5,12 @@ import pytest
 
 from llmrun.runtime.batch import Batch, Row
 from llmrun.runtime.executor.checked import CheckedExecutor
+from llmrun.runtime.executor.plan import RECORDS
 from llmrun.runtime.fuse import fuse
 from llmrun.runtime.weights import look_up
 
 from ..bits import assert_same_bits
-from ..kernels.test_quantize import records
+from ..kernels.test_quantize import interleaved, records
 from ..machine import BEST, WHOLE_TARGETS, token_ids
 from ..one_op import Bound
 from ..runner import checked_logits
@@ -76,8 +77,10 @@ def test_every_buffer_after_every_operation(machine, make_runner, model, is_fuse
         bound.run_index(index, batch, n_worker=5 if is_fused else 3)
         for buffer in op.writes:
             want = checked.buffers[buffer]
-            if buffer.kind == "q8":
-                assert np.array_equal(bound.get(buffer, len(ids)), records(want.quantized)), str(op)
+            if buffer.kind in RECORDS:
+                parts = want.quantized
+                both = parts[0] if len(parts) == 1 else interleaved(*parts)
+                assert np.array_equal(bound.get(buffer, len(ids)), records(both)), str(op)
             elif buffer.kind == "f32" and "quantize" not in op.attributes:  # beside records f32 rows are scratch
                 assert_same_bits(bound.get(buffer, len(ids)), want, str(op))
 

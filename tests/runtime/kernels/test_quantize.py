@@ -33,11 +33,22 @@ def records(x):
     return np.concatenate(groups)
 
 
-def bind(machine, target_name, n_col, has_norm, n_tok):
+def interleaved(first, second):
+    """Return the rows of two results in turn, as buffers of kind "q8x2" hold them."""
+
+    def rows(a, b):
+        return np.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+    return twin.Activations(rows(first.q, second.q), rows(first.scale, second.scale))
+
+
+def bind(machine, target_name, n_col, has_norm, n_tok, *, is_head=False):
     weights = MemoryWeights()
     b, x = builder(n_col)
     w = weights.add_matrix("w", GgmlType.Q8_0, np.zeros((1, n_col // 32 * 34), np.uint8))
     norm = weights.add_vector("norm", rng_for("norm", n_col).normal(size=n_col))
+    if is_head:
+        x = b.select(x)
     b.output("y", b.matmul(b.rms_norm(x, norm, EPS) if has_norm else x, w))
     program = fuse(lower(b.build(1)))
     (buffer,) = [op.writes[0] for op in program.ops if "quantize" in op.kind]
@@ -74,6 +85,34 @@ def test_norm_quantize(machine, target_name, n_col):
             bound.put(buffer, x[:n_tok])
             bound.run_op("norm_quantize", plain_rows(n_tok), n_worker=n_worker)
             assert np.array_equal(bound.get(y, n_tok), want), (n_tok, n_worker)
+
+
+@pytest.mark.parametrize("target_name", TARGET_NAMES)
+@pytest.mark.parametrize("has_norm", [False, True])
+def test_two_records_in_front_of_the_output_matrix(machine, target_name, has_norm):
+    x = activations(rng_for("two records"), 33, 96)
+    bound, buffer, y, weight = bind(machine, target_name, 96, has_norm, 33, is_head=True)
+    assert y.kind == "q8x2"
+    for n_tok in (1, 7, 8, 9, 33):
+        rows = twin.rms_norm(x[:n_tok], weight, EPS) if has_norm else x[:n_tok]
+        first = twin.quantize(rows)
+        want = records(interleaved(first, twin.quantize(twin.rest(rows, first))))
+        for n_worker in (1, 3):
+            bound.poison()
+            bound.put(buffer, x[:n_tok])
+            bound.run_op("norm_quantize" if has_norm else "quantize", plain_rows(n_tok), n_worker=n_worker)
+            assert np.array_equal(bound.get(y, n_tok), want), (n_tok, n_worker)
+
+
+def test_two_records_hold_fifteen_bits():
+    x = rng_for("fifteen bits").normal(size=(50, 320)).astype(np.float32)
+    first = twin.quantize(x)
+    second = twin.quantize(twin.rest(x, first))
+    both = sum(part.q * part.scale[..., None].astype(np.float64) for part in (first, second))
+    blocks = x.reshape(both.shape)
+    # The rest is at most half a step, and the scale at most half a step in 127 off; half of its own 127th is left.
+    step = np.abs(blocks).max(axis=2, keepdims=True) / 127
+    assert (np.abs(both - blocks) <= step * (0.5 + 0.5) / 127).all()
 
 
 def test_a_quant_is_at_most_half_a_step_off():

@@ -1,0 +1,1 @@
+"""``llmrun bench``: a drop-in for llama-bench, and what that lacks."""

@@ -1,0 +1,49 @@
+"""The command itself: reads the options, runs the plan, writes the rows."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .options import FORMATS, MachineOptions, OutputOptions, TestOptions, one_of
+
+
+def bench(tests: TestOptions, machine: MachineOptions, output: OutputOptions) -> None:
+    """Measure the speed of models, as llama-bench does.
+
+    Numbers may be lists (1,2,4) and ranges (first-last, first-last+step, first-last*mult); every combination is run.
+    """
+    from .details import details
+    from .plan import make_plan  # here: the help of every command imports this module
+    from .writers import make_writer
+
+    plan = make_plan(tests)
+    forms = [one_of(output.output, FORMATS, "-o")]
+    if output.output_err is not None and output.output_err != "none":
+        forms.append(one_of(output.output_err, FORMATS, "-oe"))
+    from .measure import Bench
+
+    run = Bench(plan, tests, machine, output)
+    writers = [
+        make_writer(form, stream, extra=plan.extra, build=_build())
+        for form, stream in zip(forms, (sys.stdout, sys.stderr), strict=False)
+    ]
+    records: list[dict[str, Any]] = []
+    for record in run.records():
+        for writer in writers:
+            if not records:  # not before a model was found and opened
+                writer.begin()
+            writer.row(record)
+        records.append(record)
+    for writer in writers:
+        writer.end()
+    for form, stream in zip(forms, (sys.stdout, sys.stderr), strict=False):
+        if form == "md":
+            print(f"\n{details(records, run.energy)}", file=stream)
+
+
+def _build() -> str:
+    from ... import __version__
+    from ...runtime.simd.isa import choose_target
+
+    return f"llmrun {__version__} ({choose_target().name})"

@@ -1,0 +1,171 @@
+"""Runs a plan and gives its rows one by one."""
+
+from __future__ import annotations
+
+import gc
+import math
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..generation import open_engine
+from ..imports import import_engine
+from ..model_ref import resolve
+from ..options import LoadOptions
+from ..render.progress import ProgressBar
+from ..render.text import escaped
+from .grid import Setting
+from .options import MachineOptions, OutputOptions, TestOptions
+from .plan import Plan
+from .record import record_of
+
+if TYPE_CHECKING:
+    from ...runtime.engine import Engine
+    from ...runtime.measure.bench_row import BenchTest, Measurement
+    from ...runtime.measure.roofline import Roofline
+    from ...runtime.measure.runner import Runner
+    from ...runtime.measure.traffic import Traffic
+
+
+class Bench:
+    """One run of ``llmrun bench``."""
+
+    def __init__(self, plan: Plan, options: TestOptions, machine: MachineOptions, output: OutputOptions) -> None:
+        import_engine()
+        from ... import __version__
+        from ...runtime.measure.energy import Prices, find_meter
+        from ...runtime.measure.machine import cpu_name
+
+        self._plan, self._options, self._says = plan, options, output.progress
+        self._n_start, self._has_roofline = machine.starts, not machine.no_roofline
+        self._prices = Prices(
+            per_kwh=machine.price_kwh, hardware=machine.hardware_cost, lifetime_years=machine.lifetime
+        )
+        self._meter, self.energy = find_meter()
+        self._machine = {"build_commit": __version__, "build_number": 0, "cpu_info": cpu_name()}
+        self._n_done, self._n_test = 0, len(plan.settings) * len(plan.tests)
+        self._traffic: dict[Path, Traffic] = {}
+        self._start_ns: dict[Path, int | None] = {}
+        self._rooflines: dict[int, Roofline | None] = {}
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Run every test and yield its row.
+
+        Raises:
+            LlmrunError: whatever is wrong with a model, or does not fit into memory.
+        """
+        for setting in self._plan.settings:
+            yield from self._run_setting(setting, resolve(setting.model))
+
+    def _run_setting(self, setting: Setting, path: Path) -> Iterator[dict[str, Any]]:
+        from ...runtime.measure.machine import forget_peak
+        from ...runtime.measure.runner import Runner
+        from ...runtime.measure.traffic import read_traffic
+
+        if path not in self._traffic:
+            self._traffic[path] = read_traffic(path)
+            self._start_ns[path] = self._time_starts(path, setting)
+        roofline = self._roofline(setting.n_threads)
+        forget_peak()
+        start = time.perf_counter_ns()
+        engine = open_engine(path, _load_options(setting), n_ctx=max(test.n_slot for test in self._plan.tests))
+        own: dict[str, Any] = {"load_ns": time.perf_counter_ns() - start, "start_ns": self._start_ns[path]}
+        if roofline is not None:
+            own |= {"bandwidth_bytes_s": roofline.read_bytes_s, "int8_peak_ops_s": roofline.int8_ops_s}
+        for notice in engine.notices:
+            print(escaped(notice), file=sys.stderr)
+        try:
+            runner = Runner(engine, n_batch=setting.n_batch)
+            for test in self._plan.tests:
+                measured = self._run_test(runner, test)
+                yield self._record(setting, engine, self._traffic[path], measured, own)
+        finally:
+            engine.close()
+            del engine
+            gc.collect()  # the next model needs the memory
+
+    def _run_test(self, runner: Runner, test: BenchTest) -> Measurement:
+        from ...runtime.measure.bench_row import Measurement
+        from ...runtime.measure.machine import Counters, peak_bytes
+
+        self._n_done += 1
+        where = f"benchmark {self._n_done}/{self._n_test}"
+        measured = Measurement(test=test)
+        n = self._options.repetitions
+        with ProgressBar(f"{where}: {test.name}") as bar:
+            self._say(f"{where}: starting {test.name}")
+            time.sleep(self._options.delay)
+            if not self._options.no_warmup:
+                self._say(f"{where}: warm-up")
+                runner.warm_up(test)
+            joules: list[float | None] = []
+            before = Counters.now()
+            for i in range(n):
+                self._say(f"{where}: run {i + 1}/{n}")
+                bar(f"{where}: {test.name}", i, n)
+                runner.prepare(test)
+                if self._meter is not None:
+                    self._meter.start()
+                measured.samples.append(runner.sample(test))
+                joules.append(self._meter.stop() if self._meter is not None else None)
+            disturbance = Counters.now().since(before)
+        known = [j for j in joules if j is not None]
+        measured.joules = math.fsum(known) if len(known) == n else None
+        measured.depth_ns = runner.depth_ns
+        measured.steal_share = disturbance.steal_share
+        measured.n_major_fault, measured.n_throttle = disturbance.n_major_fault, disturbance.n_throttle
+        measured.peak_bytes = peak_bytes()
+        return measured
+
+    def _record(
+        self, setting: Setting, engine: Engine, traffic: Traffic, measured: Measurement, own: dict[str, Any]
+    ) -> dict[str, Any]:
+        from ...runtime.measure.traffic import cut_prompt
+
+        test = measured.test
+        n_bytes = traffic.test_bytes(test, cut_prompt(test.n_prompt, setting.n_batch, setting.n_ubatch))
+        n_op, seconds = traffic.test_ops(test), max(1, measured.avg_ns) / 1e9
+        own = own | {"test_bytes": n_bytes, "test_ops": n_op}
+        own |= {"read_bytes_s": round(n_bytes / seconds), "int8_ops_s": round(n_op / seconds)}
+        if "bandwidth_bytes_s" in own:
+            own["bandwidth_pct"] = round(100 * own["read_bytes_s"] / own["bandwidth_bytes_s"], 2)
+            own["int8_pct"] = round(100 * own["int8_ops_s"] / own["int8_peak_ops_s"], 2)
+        own["cost_per_mtok"] = self._prices.per_million(
+            joules_per_token=measured.joules_per_token, tokens_s=measured.avg_ts
+        )
+        machine = self._machine | {"test_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")}
+        return record_of(setting, engine, traffic, measured, machine, own)
+
+    def _roofline(self, n_threads: int) -> Roofline | None:
+        from ...runtime.measure.roofline import measure
+
+        if not self._has_roofline:
+            return None
+        if n_threads not in self._rooflines:
+            self._say(f"measuring read bandwidth and int8 peak of {n_threads} threads")
+            self._rooflines[n_threads] = measure(n_threads)
+            if self._rooflines[n_threads] is None:
+                print("the roofline could not be measured", file=sys.stderr)
+        return self._rooflines[n_threads]
+
+    def _time_starts(self, path: Path, setting: Setting) -> int | None:
+        from ...runtime.measure.starts import time_starts
+
+        if not self._n_start:
+            return None
+        self._say(f"starting llmrun {self._n_start + 1} times")
+        with ProgressBar("starting llmrun") as bar:
+            return time_starts(path, setting.n_threads, self._n_start, lambda i, n: bar("starting llmrun", i, n))
+
+    def _say(self, text: str) -> None:
+        if self._says:
+            print(f"llmrun bench: {text}", file=sys.stderr, flush=True)
+
+
+def _load_options(setting: Setting) -> LoadOptions:
+    return LoadOptions(
+        threads=setting.n_threads, ubatch_size=min(setting.n_batch, setting.n_ubatch), mmap=setting.use_mmap
+    )

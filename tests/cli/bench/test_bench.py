@@ -1,0 +1,119 @@
+"""The command, on a tiny model: every form of output, and what goes where."""
+
+import csv
+import io
+import json
+import sqlite3
+
+import pytest
+
+from llmrun.cli.bench.record import LLAMA_FIELDS, OWN_FIELDS, quant_description
+
+QUICK = ("-p", "12", "-n", "3", "-r", "2", "-t", "1")
+
+
+@pytest.fixture
+def bench(cli, tiny):
+    return lambda *args: cli("bench", "-m", tiny, *QUICK, *args)
+
+
+def test_markdown_is_llama_benchs_table(bench):
+    result = bench()
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    # Heading and rule as llama-bench b6 prints them on a CPU.
+    assert lines[0] == (
+        "| model                          |       size |     params | backend    | threads |"
+        "            test |                  t/s |"
+    )
+    assert lines[1] == (
+        "| ------------------------------ | ---------: | ---------: | ---------- | ------: |"
+        " --------------: | -------------------: |"
+    )
+    cells = [[cell.strip() for cell in line.split("|")] for line in lines[2:4]]
+    assert [c[6] for c in cells] == ["pp12", "tg3"]
+    assert all(c[4:6] == ["CPU", "1"] and " ± " in c[7] for c in cells)
+    assert {len(line) for line in lines[:4]} == {len(lines[0])}
+    assert any(line.startswith("build: llmrun ") for line in lines)
+
+
+def test_other_settings_become_columns(bench):
+    heads = [cell.strip() for cell in bench("-ub", "8", "-mmp", "0").out.splitlines()[0].split("|")]
+    assert heads[5:9] == ["threads", "n_ubatch", "lm", "test"]
+
+
+def test_json_has_llama_benchs_keys_and_nothing_else_is_on_standard_output(bench):
+    result = bench("-o", "json", "--progress")
+    rows = json.loads(result.out)
+    assert [list(row) for row in rows] == [[*LLAMA_FIELDS, *OWN_FIELDS, "samples_ns", "samples_ts"]] * 2
+    prompt, generation = rows
+    assert (prompt["n_prompt"], prompt["n_gen"], generation["n_prompt"], generation["n_gen"]) == (12, 0, 0, 3)
+    assert [len(row["samples_ns"]) for row in rows] == [2, 2]
+    assert prompt["avg_ts"] == pytest.approx(sum(prompt["samples_ts"]) / 2)
+    assert prompt["ttft_ns"] >= prompt["avg_ns"]
+    assert prompt["itl_p50_ns"] is None
+    assert generation["ttft_ns"] is None
+    assert 0 < generation["itl_p50_ns"] <= generation["itl_p90_ns"] <= generation["itl_p99_ns"]
+    assert prompt["peak_bytes"] > 1e6
+    assert "run 2/2" in result.err
+
+
+def test_jsonl_and_csv_say_the_same(bench):
+    rows = [json.loads(line) for line in bench("-o", "jsonl").out.splitlines()]
+    table = list(csv.DictReader(io.StringIO(bench("-o", "csv").out)))
+    assert list(table[0]) == [*LLAMA_FIELDS, *OWN_FIELDS]
+    assert [row["test"] for row in table] == [row["test"] for row in rows] == ["pp12", "tg3"]
+    assert table[0]["model_size"] == str(rows[0]["model_size"])
+    assert table[0]["cpu_strict"] == "0"
+
+
+def test_sql_fits_a_table_that_llama_bench_made(bench):
+    base = sqlite3.connect(":memory:")
+    base.execute(f"CREATE TABLE llama_bench ({', '.join(LLAMA_FIELDS)})")
+    base.executescript(bench("-o", "sql").out)
+    assert base.execute("SELECT n_prompt, n_gen FROM llama_bench").fetchall() == [("12", "0"), ("0", "3")]
+    assert base.execute("SELECT test, n_seq FROM llmrun_bench").fetchall() == [("pp12", 1), ("tg3", 1)]
+    base.close()
+
+
+def test_a_second_form_goes_to_standard_error(bench):
+    result = bench("-o", "jsonl", "-oe", "md")
+    assert result.out.startswith("{")
+    assert "| model " in result.err
+
+
+def test_sequences_decoded_together(cli, tiny):
+    result = cli("bench", "-m", tiny, "-npl", "1,3", "-npp", "8", "-ntg", "4", "-r", "2", "-t", "1", "-o", "json")
+    rows = json.loads(result.out)
+    assert [(r["test"], r["n_seq"], r["n_depth"]) for r in rows] == [("tg4 @ d8", 1, 8), ("tg4 x3 @ d8", 3, 8)]
+    assert rows[1]["avg_ts"] == pytest.approx(12e9 / rows[1]["samples_ns"][0], rel=2)
+    assert rows[1]["depth_ns"] > 0
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ((), "give at least one model"),
+        (("-m", "x", "-o", "xml"), "expected one of md, csv, json, jsonl, sql"),
+        (("-m", "x", "-p", "many"), "neither a number nor a range"),
+        (("-m", "x", "-fa", "off"), "always of the flash kind"),
+        (("-m", "x", "-r", "0"), "greater than or equal to 1"),
+    ],
+)
+def test_wrong_usage_ends_with_2(cli, args, says):
+    result = cli("bench", *args)
+    assert (result.code, result.out) == (2, "")
+    assert says in " ".join(result.err.split())
+
+
+def test_a_model_that_does_not_exist_is_one_line(cli, tmp_path):
+    result = cli("bench", "-m", tmp_path / "none.gguf", "-o", "json")
+    assert (result.code, result.out) == (1, "")
+    assert len(result.lines) == 1
+
+
+def test_mixtures_are_named_as_llama_bench_names_them():
+    names = ["Q4_K_M", "Q3_K_L", "Q4_1", "Q6_K", "F16", "F32", "IQ4_XS"]
+    assert [quant_description(n) for n in names] == [
+        "Q4_K - Medium", "Q3_K - Large", "Q4_1", "Q6_K", "F16", "all F32", "IQ4_XS",
+    ]  # fmt: skip
