@@ -28,7 +28,7 @@ _KNOWN_ENDS = frozenset(
 
 
 def special_metadata(
-    folder: HfFolder, texts: dict[str, int], *, adds_bos: bool, n_vocab: int
+    folder: HfFolder, texts: dict[str, int], *, adds_bos: bool, n_vocab: int, known: dict[str, int]
 ) -> tuple[dict[str, MetaValue], list[str]]:
     """Return keys of special tokens and whether bos and eos are put around a prompt, and notes.
 
@@ -37,11 +37,13 @@ def special_metadata(
         texts: token text -> id.
         adds_bos: whether bos goes in front when no file says so.
         n_vocab: rows of the embedding.
+        known: ids that hold where no JSON file names one.
 
     Raises:
         FormatError: a file is damaged.
     """
-    found = {name: token_id for name in _KEYS if (token_id := _id(folder, name, texts, n_vocab)) is not None}
+    found = {name: token_id for name, token_id in known.items() if 0 <= token_id < n_vocab}
+    found |= {name: token_id for name in _KEYS if (token_id := _id(folder, name, texts, n_vocab)) is not None}
     metadata = {f"tokenizer.ggml.{_KEYS[name]}": MetaValue.u32(token_id) for name, token_id in found.items()}
     notes: list[str] = []
     ends = [token_id for token_id in _end_ids(folder) if 0 <= token_id < n_vocab and token_id != found.get("eos")]

@@ -42,14 +42,17 @@ def convert_sentencepiece(folder: HfFolder, path: Path, raw: bytes, n_vocab: int
     _check_normalizer(table, path, normalizer)
     for token_id, piece in enumerate(proto.pieces):
         kind = _TYPES.get(piece.type)
-        is_byte = _BYTE.fullmatch(piece.piece) is not None
-        if kind is None or (kind is TokenType.BYTE and not is_byte) or piece.score != piece.score:
+        is_text = isinstance(piece.piece, str)  # protobuf gives bytes where they are no UTF-8
+        is_byte = is_text and _BYTE.fullmatch(piece.piece) is not None
+        if kind is None or not is_text or (kind is TokenType.BYTE and not is_byte) or piece.score != piece.score:
             raise FormatError(f"{path}: piece {token_id} ({quote(piece.piece)}) is damaged")
         table.put(str(path), token_id, piece.piece, kind, piece.score)
     table.add_all(folder)
     prefix = folder.tokenizer_config.optional("add_prefix_space", bool)
     prefix = bool(normalizer.add_dummy_prefix) if prefix is None else prefix
-    return TokenizerData.make(str(path), table, "llama", "default", None, add_space_prefix=prefix)
+    data = TokenizerData.make(str(path), table, "llama", "default", None, add_space_prefix=prefix)
+    data.special |= {"bos": trainer.bos_id, "eos": trainer.eos_id, "unk": trainer.unk_id, "pad": trainer.pad_id}
+    return data
 
 
 def parse_sentencepiece(path: Path, raw: bytes) -> Any:
@@ -96,12 +99,12 @@ def convert_sentencepiece_like(folder: HfFolder, tokenizer: JsonObject, n_vocab:
         FormatError: the file is damaged, does not fit the embedding, or changes texts in another way.
     """
     model = bpe_model(tokenizer)
-    prefix = _spaces(tokenizer)
-    unknown = model.optional("unk_token", str)
+    table = TokenTable(n_vocab)
+    prefix = _spaces(tokenizer, table.notes)
+    unknown = model.optional("unk_token", str) or "<unk>"
     ranks: dict[str, int] = {}
     for rank, (left, right) in enumerate(read_merges(model, space="▁")):
         ranks.setdefault(left + right, rank)
-    table = TokenTable(n_vocab)
     for text, token_id in vocabulary(model).items():
         kind = TokenType.NORMAL
         if text == unknown:
@@ -114,7 +117,7 @@ def convert_sentencepiece_like(folder: HfFolder, tokenizer: JsonObject, n_vocab:
     return TokenizerData.make(tokenizer.where, table, "llama", "default", None, add_space_prefix=prefix)
 
 
-def _spaces(tokenizer: JsonObject) -> bool:
+def _spaces(tokenizer: JsonObject, notes: list[str]) -> bool:
     """Return whether a space goes in front of a text.
 
     Raises:
@@ -136,6 +139,8 @@ def _spaces(tokenizer: JsonObject) -> bool:
                 replaces = True
                 scheme = one.optional("prepend_scheme", str)
                 prefix = scheme != "never" if scheme else one.optional("add_prefix_space", bool) is not False
+                if prefix:
+                    notes.append("GGUF's tokenizers put a space in front of texts that begin with one, too")
             elif not (kind == "Split" and _pattern(one) == " "):  # Gemma: spaces are gone by then
                 raise FormatError(f"{one.where}: {quote(kind or '')} is not in GGUF's SentencePiece tokenizers")
     if not replaces:

@@ -31,7 +31,7 @@ def convert_tokenizer(folder: HfFolder, n_vocab: int, arch: str, pre: str | None
     tokens = data.metadata["tokenizer.ggml.tokens"].value
     assert isinstance(tokens, list)
     texts = texts_of([str(token) for token in tokens], folder)
-    special, notes = special_metadata(folder, texts, adds_bos=is_spm, n_vocab=n_vocab)
+    special, notes = special_metadata(folder, texts, adds_bos=is_spm, n_vocab=n_vocab, known=data.special)
     data.metadata |= special | template_metadata(folder)
     data.notes += notes
     return data

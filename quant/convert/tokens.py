@@ -160,10 +160,12 @@ class TokenizerData:
     Attributes:
         metadata: ``tokenizer.*`` keys.
         notes: what was left out.
+        special: ids of ``bos``, ``eos``, ``unk`` and ``pad`` that hold where no JSON file names one; -1: none.
     """
 
     metadata: dict[str, MetaValue]
     notes: list[str]
+    special: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def make(
