@@ -17,6 +17,8 @@ COMMANDS = {
     "doctor": ("doctor", "doctor"),
     "bench": ("bench.command", "bench"),
     "eval perplexity": ("eval", "perplexity"),
+    "eval kld": ("eval_kld", "kld"),
+    "imatrix": ("imatrix", "imatrix"),
 }
 
 

@@ -20,9 +20,9 @@ class ProgressBar:
     ``total`` 0 means unknown: a moving bar without an end. Leaving the ``with`` block removes it.
     """
 
-    def __init__(self, what: str, *, delay_s: float = 1.0, in_bytes: bool = False) -> None:
+    def __init__(self, what: str, *, delay_s: float = 1.0, in_bytes: bool = False, has_time_left: bool = False) -> None:
         self._latest = (what, 0, 0)
-        self._in_bytes = in_bytes
+        self._in_bytes, self._has_time_left = in_bytes, has_time_left
         self._lock = threading.Lock()
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -47,7 +47,8 @@ class ProgressBar:
             (parts.DownloadColumn(), parts.TransferSpeedColumn()) if self._in_bytes else (parts.TaskProgressColumn(),)
         )
         name = parts.TextColumn("{task.description}", markup=False)
-        columns = (name, parts.BarColumn(bar_width=28), *amount, parts.TimeElapsedColumn())
+        time = parts.TimeRemainingColumn() if self._has_time_left else parts.TimeElapsedColumn()
+        columns = (name, parts.BarColumn(bar_width=28), *amount, time)
         with self._lock:
             if self._closed:
                 return

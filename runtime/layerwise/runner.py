@@ -79,7 +79,7 @@ class LayerwiseRunner:
     ) -> None:
         if n_ctx < 1:
             raise ConfigError(f"context of {n_ctx} tokens, expected at least 1")
-        n_thread = n_threads or default_threads()[0]
+        self.n_thread = n_thread = n_threads or default_threads()[0]
         self.source, self.n_ctx, self.is_float, self._folder = source, n_ctx, is_float, folder
         self._on_progress = on_progress
         self.weights = LayerWeights(source, is_float=is_float, n_thread=n_thread)
@@ -100,6 +100,7 @@ class LayerwiseRunner:
         self._page_table = np.arange(-(-n_ctx // PAGE_SLOTS), dtype=np.int64)
         self._hidden: HiddenStates | None = None
         self._chunks: list[list[int]] = []
+        self._n_advanced = 0  # segments
 
     @property
     def n_layer(self) -> int:
@@ -140,7 +141,7 @@ class LayerwiseRunner:
                 raise ConfigError(f"token ids of 0 to {n_vocab - 1} expected, got {min(chunk)} to {max(chunk)}")
         if not chunks:
             raise ConfigError("no chunk of text to run")
-        self._chunks = [list(chunk) for chunk in chunks]
+        self._chunks, self._n_advanced = [list(chunk) for chunk in chunks], 0
         self.close_hidden()
         self._hidden = HiddenStates(sum(map(len, chunks)), self.hparams.n_embd, self._folder)
         start = 0
@@ -163,7 +164,7 @@ class LayerwiseRunner:
 
     def finish(self) -> None:
         """Normalise the rows of the last layer: what the output matrix is multiplied with."""
-        self.run_segment(self._tail[0], advance=True, replaced={}, what="norm")
+        self.run_segment(self._tail[0], advance=True, replaced={}, what="final norm")
 
     def run_segment(
         self,
@@ -203,8 +204,9 @@ class LayerwiseRunner:
                     self.hidden.write(first + start, y)
                 n_done += n
                 if self._on_progress:
-                    self._on_progress(what, n_done, total)
+                    self._on_progress(what, self._n_advanced * total + n_done, (self.n_layer + 1) * total)
             first += len(chunk)
+        self._n_advanced += advance
 
     def _executor(self, program: Program, n_tok: int, n_out: int | None = None) -> ThreadedExecutor:
         return ThreadedExecutor(
@@ -336,7 +338,8 @@ class Layer:
         if advance and (self.has_advanced or n_chunk is not None):
             raise ValueError("a layer advances once, with all rows")
         self.runner.run_segment(
-            self.segment, advance=advance, replaced=replaced or {}, what=f"layer {self.index + 1}",
+            self.segment, advance=advance, replaced=replaced or {},
+            what=f"layer {self.index + 1} of {self.runner.n_layer}",
             on_input=on_input, on_output=on_output, n_chunk=n_chunk,
         )  # fmt: skip
         self.has_advanced |= advance

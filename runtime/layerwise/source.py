@@ -33,6 +33,17 @@ class ModelSource:
 
 
 @contextmanager
+def open_source(path: Path) -> Iterator[ModelSource]:
+    """Open a model of any format, closed at the end of the ``with`` block.
+
+    Raises:
+        FormatError: it is no model, or damaged.
+    """
+    with open_gguf(path) as source:
+        yield source
+
+
+@contextmanager
 def open_gguf(path: Path) -> Iterator[ModelSource]:
     """Open a GGUF file, closed at the end of the ``with`` block.
 

@@ -20,7 +20,9 @@ COMMANDS = [
     "rm",
     "doctor",
     "bench",
+    "imatrix",
     "eval perplexity",
+    "eval kld",
 ]
 
 
