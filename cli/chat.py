@@ -128,6 +128,7 @@ def _description(engine: Engine) -> list[str]:
         f"{info.architecture} · {info.quant} · {count(info.n_params)} parameters · "
         f"{size(info.file_bytes)} in the file, {size(info.packed_bytes)} in memory",
         f"context {engine.n_ctx} tokens · {engine.n_threads} threads · {engine.isa}",
+        *([info.quality] if info.quality else []),
     ]
 
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": ("bench.command", "bench"),
     "eval perplexity": ("eval", "perplexity"),
     "eval kld": ("eval_kld", "kld"),
+    "eval compare": ("eval_compare", "compare"),
     "imatrix": ("imatrix", "imatrix"),
 }
 

@@ -38,7 +38,8 @@ def inspect(
             print(json.dumps(_record(file, with_tensors=tensors, with_program=program), ensure_ascii=False, indent=2))
             return
         lines = _rows(_summary(file))
-        values = [(key, _shown(file.metadata, key)) for key in file.metadata.keys()]  # noqa: SIM118  # not a dict
+        keys = [k for k in file.metadata.keys() if not k.startswith("llmrun.quality.")]  # noqa: SIM118  # not a dict
+        values = [(key, _shown(file.metadata, key)) for key in keys]
         lines += ["", *_rows(values)]
         if tensors:
             lines += ["", *map(_tensor_line, file.tensors.values())]
@@ -64,7 +65,14 @@ def _summary(file: GgufFile) -> list[tuple[str, str]]:
         rows.append(("chat template", f"{len(template)} characters, sha256 {digest}"))
     else:
         rows.append(("chat template", "none: prompts are continued as they are"))
-    return rows
+    return rows + _quality_rows(metadata)
+
+
+def _quality_rows(metadata: Metadata) -> list[tuple[str, str]]:
+    from ..quant.quality_card import QualityCard
+
+    card = QualityCard.from_metadata(metadata)
+    return card.rows() if card is not None else []
 
 
 def _rows(rows: list[tuple[str, str]]) -> list[str]:

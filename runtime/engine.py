@@ -38,6 +38,7 @@ from .threads import default_threads
 from .weights import GgufWeights
 
 if TYPE_CHECKING:
+    from ..formats.metadata import Metadata
     from .chat_template import ChatTemplate
     from .speculation.source import DraftSource
     from .tokenizer.base import Tokenizer
@@ -67,6 +68,7 @@ class ModelInfo:
     n_vocab: int
     n_layer: int
     n_embd: int
+    quality: str = ""  # the quality card in one line
 
 
 class Engine:
@@ -297,7 +299,17 @@ def _info(file: GgufFile, model: Model, weights: GgufWeights, program: Program) 
         n_vocab=hp.n_vocab,
         n_layer=hp.n_layer,
         n_embd=hp.n_embd,
+        quality=_quality(meta),
     )
+
+
+def _quality(meta: Metadata) -> str:
+    if "llmrun.quality.version" not in meta:
+        return ""
+    from ..quant.quality_card import QualityCard
+
+    card = QualityCard.from_metadata(meta)
+    return card.line() if card is not None else ""
 
 
 def quant_name(file: GgufFile) -> str:

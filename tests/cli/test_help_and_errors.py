@@ -23,6 +23,7 @@ COMMANDS = [
     "imatrix",
     "eval perplexity",
     "eval kld",
+    "eval compare",
 ]
 
 

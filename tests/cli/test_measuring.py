@@ -3,8 +3,10 @@
 import json
 
 import gguf
+import numpy as np
 import pytest
 
+from llmrun.formats.gguf import GgufFile
 from llmrun.formats.logits_file import LogitsFile
 from llmrun.quant.imatrix import Imatrix
 from llmrun.runtime.texts import CALIBRATION, calibration_text
@@ -85,3 +87,28 @@ def test_a_text_that_is_too_short(cli, tiny, tmp_path):
     assert len(result.lines) == 1
     assert "expected at least 1024 for a context of 512" in result.err
     assert not (tmp_path / "m").exists()
+
+
+def test_compare_shows_what_differs(cli, tiny, tmp_path):
+    plain = cli("eval", "compare", *tiny, *SMALL, "--top", 3)
+    assert (plain.code, plain.err) == (0, "")
+    for words in ("KL divergence     mean 0.", "flipped probes    ", "most divergent tokens", "stand out: none"):
+        assert words in plain.out, words
+    record = json.loads(cli("eval", "compare", *tiny, *SMALL, "--top", 3, "--json").out, parse_constant=pytest.fail)
+    assert [len(record[k]) for k in ("probes", "divergent", "suspicious", "notes")] == [24, 3, 0, 0]
+    assert record["divergent"][0]["kld"] == pytest.approx(record["kld_q1"])
+    assert record["divergent"][0]["kld"] >= record["divergent"][1]["kld"]
+
+
+def test_compare_finds_another_models_tensor(cli, tiny, tmp_path):
+    """One matrix with its rows in reverse: the same values, another function."""
+    with GgufFile.open(tiny[0]) as file:
+        info = file.tensors["blk.1.ffn_up.weight"]
+    data = bytearray(tiny[0].read_bytes())
+    rows = np.frombuffer(data, "<f4", 128 * 64, info.offset).reshape(128, 64)[::-1].copy()
+    data[info.offset : info.offset + info.n_bytes] = rows.tobytes()
+    (tmp_path / "other.gguf").write_bytes(data)
+    result = cli("eval", "compare", tiny[0], tmp_path / "other.gguf", *SMALL)
+    assert "tensors that stand out: 1" in result.out
+    assert "blk.1.ffn_up.weight (F32 -> F32): " in result.out
+    assert "other weights, not a rounding" in result.out
