@@ -1,8 +1,10 @@
-"""Fetch GGUF files from the Hugging Face hub with ``huggingface_hub``: resumable, with its progress bar."""
+"""Fetch GGUF files and checkpoints from the hub with ``huggingface_hub``: resumable, with its progress bar."""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 from ..formats.errors import ConfigError
@@ -12,6 +14,14 @@ from .render.text import size
 
 # What to take when the user names no quantisation: llama.cpp's choice first, then the nearest sizes.
 _PREFERRED = ("Q4_K_M", "Q4_K_S", "Q4_0", "Q4_1", "Q5_K_M", "Q5_K_S", "Q6_K", "Q8_0", "BF16", "F16", "F32")
+
+_WEIGHTS = re.compile(r"model\.safetensors|model-\d{5}-of-\d{5}\.safetensors")
+_BESIDE = re.compile(
+    r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|tekken|chat_template"
+    r"|model\.safetensors\.index)\.json|tokenizer\.model|chat_template\.jinja"
+    r"|additional_chat_templates/[\w.-]+\.jinja|[\w.-]+\.tiktoken"
+)
+_MAX_SHOWN = 8
 
 
 def fetch_from_hub(repo: str, quant: str | None, folder: Path) -> Path:
@@ -26,6 +36,21 @@ def fetch_from_hub(repo: str, quant: str | None, folder: Path) -> Path:
         ConfigError: no such repository or file, or no connection.
         CapacityError: the disk is too full.
     """
+    return _download(repo, folder, lambda names: choose_files(repo, names, quant))[0]
+
+
+def fetch_checkpoint_from_hub(repo: str, folder: Path) -> Path:
+    """Return ``<folder>/<user>/<repo>/`` with the checkpoint of a repository: safetensors and the texts beside them.
+
+    Raises:
+        ConfigError: no such repository, no safetensors in it, or no connection.
+        CapacityError: the disk is too full.
+    """
+    _download(repo, folder, lambda names: choose_checkpoint_files(repo, names))
+    return folder / repo
+
+
+def _download(repo: str, folder: Path, choose: Callable[[list[str]], list[str]]) -> list[Path]:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # before the import, which reads it
     from huggingface_hub import HfApi, hf_hub_download  # here: 0.3 s, and only downloads need it
     from huggingface_hub.errors import HfHubHTTPError
@@ -36,17 +61,33 @@ def fetch_from_hub(repo: str, quant: str | None, folder: Path) -> Path:
     try:
         siblings = HfApi().model_info(repo, files_metadata=True, timeout=30).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings}
-        names = choose_files(repo, list(sizes), quant)
+        names = choose(list(sizes))
         total = sum(sizes[name] for name in names)
         target = folder / repo
         target.mkdir(parents=True, exist_ok=True)
         require_space(folder, total)
-        say(f"downloading {', '.join(names)} ({size(total)}) from huggingface.co/{repo} to {target}")
-        paths = [Path(hf_hub_download(repo, name, local_dir=target)) for name in names]
+        shown = ", ".join(names) if len(names) <= _MAX_SHOWN else f"{len(names)} files"
+        say(f"downloading {shown} ({size(total)}) from huggingface.co/{repo} to {target}")
+        return [Path(hf_hub_download(repo, name, local_dir=target)) for name in names]
     except network_errors as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise ConfigError(f"huggingface.co/{repo}: {lines[0] if lines else type(error).__name__}") from None
-    return paths[0]
+
+
+def choose_checkpoint_files(repo: str, names: list[str]) -> list[str]:
+    """Return the files of a checkpoint among a repository's: its safetensors and what describes them.
+
+    Raises:
+        ConfigError: there are no safetensors, or no config.json.
+    """
+    weights = sorted(name for name in names if _WEIGHTS.fullmatch(name))
+    if "config.json" not in names or not weights:
+        pickles = [name for name in names if name.endswith((".bin", ".pth", ".pt"))]
+        why = f"has weights only as pickle ({pickles[0]}), which can run code" if pickles else "has no checkpoint"
+        raise ConfigError(f"huggingface.co/{repo}: {why}. Expected config.json and model.safetensors")
+    if "model.safetensors.index.json" in names:
+        weights = [name for name in weights if name != "model.safetensors"]
+    return [*sorted(name for name in names if _BESIDE.fullmatch(name)), *weights]
 
 
 def choose_files(repo: str, names: list[str], quant: str | None) -> list[str]:
