@@ -158,7 +158,7 @@ def write_logits(path: Path, model: LayerwiseRunner, chunks: Sequence[Sequence[i
 
 
 def _vocabulary_blocks(runners: Sequence[LayerwiseRunner]) -> list[tuple[int, int]]:
-    """Return ranges of the vocabulary whose output weights take 64 MB for all the models together."""
+    """Return ranges of the vocabulary whose output weights take 32 MB for all the models together."""
     return min((runner.vocabulary_blocks(len(runners)) for runner in runners), key=lambda blocks: blocks[0][1])
 
 

@@ -49,7 +49,7 @@ OnInput = Callable[[tuple[str, ...], F32], None]
 OnOutput = Callable[[int, F32], None]
 
 PASS_ROWS = 512  # rows of one pass
-BLOCK_BYTES = 64 << 20  # of logits, and of the f32 weights that make them
+BLOCK_BYTES = 32 << 20  # of logits, and of the f32 weights that make them
 
 
 class LayerwiseRunner:
@@ -216,7 +216,7 @@ class LayerwiseRunner:
     # ---- the logits ---------------------------------------------------------------------------
 
     def vocabulary_blocks(self, n_model: int = 1) -> list[tuple[int, int]]:
-        """Return ranges of the vocabulary whose output weights, as f32 for ``n_model`` models, take 64 MB at most."""
+        """Return ranges of the vocabulary whose output weights, as f32 for ``n_model`` models, take 32 MB at most."""
         step = max(16, BLOCK_BYTES // (4 * self.hparams.n_embd * n_model) // 16 * 16)
         n_vocab = self.hparams.n_vocab
         return [(a, min(a + step, n_vocab)) for a in range(0, n_vocab, step)]
@@ -247,7 +247,7 @@ class LayerwiseRunner:
         return make
 
     def logits(self, rows: Sequence[int] | NDArray[np.int64]) -> Iterator[tuple[int, F32]]:
-        """Yield (index of the first row, logits f32 [n, n_vocab]) of some rows, in blocks of 64 MB at most.
+        """Yield (index of the first row, logits f32 [n, n_vocab]) of some rows, in blocks of 32 MB at most.
 
         Args:
             rows: numbers of rows, over all chunks.
@@ -259,7 +259,7 @@ class LayerwiseRunner:
         self.weights.drop()
 
     def rows_per_block(self, n_column: int) -> int:
-        """Return how many rows of logits over ``n_column`` token ids take 64 MB at most; no more than a pass has."""
+        """Return how many rows of logits over ``n_column`` token ids take 32 MB at most; no more than a pass has."""
         return max(1, min(PASS_ROWS, BLOCK_BYTES // (4 * n_column)))
 
     def gather(self, rows: Sequence[int] | NDArray[np.int64]) -> F32:
