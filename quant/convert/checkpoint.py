@@ -6,6 +6,7 @@ The modules of this package by what they read: ``network.py`` and ``rope.py`` co
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ class HfSource:
         self.metadata = {
             "general.architecture": MetaValue.text(self.architecture),
             "general.type": MetaValue.text("model"),
-            "general.name": MetaValue.text(_printable_name(name, network, tokenizer.metadata)),
+            "general.name": MetaValue.text(_model_name(name, network, tokenizer.metadata)),
             **sampling_metadata(folder),
             **network.metadata,
             **tokenizer.metadata,
@@ -90,13 +91,19 @@ class HfSource:
         self._files.close()
 
 
-def _printable_name(name: str, network: Network, tokenizer: dict[str, MetaValue]) -> str:
-    """Return ``general.name``; engines know by it that Phi-3's special tokens swallow the space behind them."""
-    is_spm = tokenizer["tokenizer.ggml.model"].value == "llama"
-    lower = name.lower()
-    if network.family.arch == "phi3" and is_spm and "phi-3" not in lower and "phi3" not in lower:
+def _model_name(name: str, network: Network, tokenizer: dict[str, MetaValue]) -> str:
+    """Return ``general.name``. Engines take "phi-3" and "phi3" in it for a vocabulary of Phi-3's kind.
+
+    With such a vocabulary special tokens swallow the space behind them; on another llama.cpp looks for tokens that
+    are not there, and does not load the file.
+    """
+    tokens = tokenizer["tokenizer.ggml.tokens"].value
+    assert isinstance(tokens, list)
+    is_phi3 = network.family.arch == "phi3" and {"</s>", "<unk>", "<s>", "<|endoftext|>"} <= set(tokens)
+    says_phi3 = re.search("phi-?3", name, re.IGNORECASE) is not None
+    if is_phi3 and not says_phi3:
         return f"{name} (Phi-3)"
-    return name
+    return name if is_phi3 else re.sub("(phi)-?(3)", r"\1 \2", name, flags=re.IGNORECASE)
 
 
 def _tensors(

@@ -16,7 +16,7 @@ from llmrun.quant.checkpoint import GgufCheckpoint
 from llmrun.quant.convert.checkpoint import HfSource
 from llmrun.quant.convert.families import FAMILIES
 
-from ...hf_tiny import CONFIGS, as_bf16, hf_config, hf_tensors, write_hf_folder
+from ...hf_tiny import CONFIGS, as_bf16, hf_config, hf_tensors, tokenizer_json, write_hf_folder
 from ...tiny_models import tiny_model_path
 
 NAMES = sorted(path.stem for path in CONFIGS.glob("*.json"))
@@ -361,3 +361,18 @@ def test_general_keys_and_recommended_sampling(tmp_path):
     }
     source.close()
     assert json.loads((tmp_path / "Tiny Model" / "generation_config.json").read_text())["do_sample"]
+
+
+def test_a_name_says_phi3_only_with_phi3s_special_tokens(tmp_path):
+    """llama.cpp does not load a file whose name says so and whose vocabulary lacks them."""
+    source = HfSource.open(write_hf_folder(tmp_path / "Tuned-Phi-3-PHI3", "phi3"))
+    assert source.metadata["general.name"].value == "Tuned-Phi 3-PHI 3"
+    source.close()
+    tokenizer = tokenizer_json()
+    tokenizer["added_tokens"] = [
+        {"id": 297 + i, "content": text, "special": True}
+        for i, text in enumerate(("<unk>", "<s>", "</s>", "<|endoftext|>"))
+    ]
+    source = HfSource.open(write_hf_folder(tmp_path / "mini", "phi3", tokenizer=tokenizer))
+    assert source.metadata["general.name"].value == "mini (Phi-3)"
+    source.close()
