@@ -3,6 +3,7 @@
 #   make chat          set up, fetch the default model, open the chat   (ARGS="--temp 0", MODEL=file.gguf)
 #   make test          set up, run the tests                            (ARGS="-k tokenizer")
 #   make check         ruff, mypy --strict, the architecture test
+#   make bench         the table of speeds on this machine     (ARGS="--only smollm2", LLMRUN_TEST_MODELS=folder)
 #   make check-large   memory and load time of an 8B-shaped model
 #   make docs          write docs/cli.md from the commands' own help
 
@@ -90,3 +91,10 @@ LARGE ?= build/large
 .PHONY: check-large
 check-large: $(VENV)/installed-dev
 	$(BIN)/python tests/large/check_large.py $(LARGE)
+
+# The table of speeds, on a quiet machine: bench/results/<cpu>.json and the README's table from it. It compares with
+# llama.cpp where llama-cpp-python is installed (pip install '.[peers]').
+.PHONY: bench
+bench: $(VENV)/installed-dev
+	$(BIN)/python bench/table.py $(ARGS)
+	$(BIN)/python bench/readme_table.py --write

@@ -16,6 +16,7 @@ COMMANDS = {
     "rm": ("pull", "remove"),
     "doctor": ("doctor", "doctor"),
     "bench": ("bench.command", "bench"),
+    "bench compare": ("bench.compare", "compare"),
     "eval perplexity": ("eval", "perplexity"),
     "eval kld": ("eval_kld", "kld"),
     "eval compare": ("eval_compare", "compare"),

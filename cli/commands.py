@@ -20,6 +20,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 eval_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a model.")
+bench_app = typer.Typer(rich_markup_mode=None, subcommand_metavar="[COMMAND]")
 
 
 def typer_command(command: Callable[..., None]) -> Callable[..., None]:
@@ -44,6 +45,21 @@ def typer_command(command: Callable[..., None]) -> Callable[..., None]:
     return expanded
 
 
+def _group_command(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that has commands of its own below it: it runs when none of them is named."""
+    run: Any = typer_command(command)
+
+    @functools.wraps(command)
+    def either(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            run(**values)
+
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    either.__signature__ = inspect.Signature([context, *run.__signature__.parameters.values()])  # type: ignore[attr-defined]
+    either.__annotations__ = {}
+    return either
+
+
 def _typer_info(parameter: Parameter) -> Any:
     declared = parameter.declared
     if isinstance(declared, Option):
@@ -58,9 +74,14 @@ def _typer_info(parameter: Parameter) -> Any:
     return typer.Argument(metavar=declared.metavar, help=declared.help, show_default=declared.show_default)
 
 
+groups = {"": app, "eval": eval_app, "bench": bench_app}
 for words in COMMANDS:
     group, _, name = words.rpartition(" ")
-    (eval_app if group == "eval" else app).command(name)(typer_command(load_command(words)))
+    if words in groups:
+        groups[words].callback(invoke_without_command=True)(_group_command(load_command(words)))
+    else:
+        groups[group].command(name)(typer_command(load_command(words)))
+app.add_typer(bench_app, name="bench")
 app.add_typer(eval_app, name="eval")
 
 

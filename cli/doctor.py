@@ -6,22 +6,42 @@ import json
 import os
 import platform
 import sys
-import threading
-import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-from .declare import Option
+from .declare import Argument, Option
+from .model_ref import resolve
 from .models_folder import local_models, models_folder
 from .render.text import escaped, size
 
-_READ_BYTES = 1 << 30  # beyond any cache
-_READ_SECONDS = 0.5
+if TYPE_CHECKING:
+    from ..runtime.measure.roofline import Roofline
 
 
-def doctor(as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False) -> None:
-    """Show the CPU, the instruction set chosen, threads and why, caches, memory and its bandwidth."""
-    rows = {**_software(), **_processor(), **_threads(), **_memory(), **_models()}
+def doctor(
+    model: Annotated[
+        str | None, Argument(metavar="[MODEL]", help="Also explain how fast this model is.", show_default=False)
+    ] = None,
+    threads: Annotated[
+        int, Option("--threads", "-t", min=0, metavar="N", help="Compute threads; 0: one per usable performance core.")
+    ] = 0,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show the CPU, the instruction set chosen, threads and why, caches, memory, its bandwidth and the int8 peak.
+
+    With MODEL, also what limits the model here (memory or arithmetic), what is lost to barriers, page faults, heat or
+    other virtual machines, and which quantisation would decode faster.
+    """
+    from ..runtime.threads import default_threads
+
+    path = None if model is None else resolve(model)
+    n_threads = threads or default_threads()[0]
+    roofline = _limits(n_threads)
+    rows = {**_software(), **_processor(), **_threads(), **_memory(roofline), **_models()}
+    if path is not None:
+        from .explain import explain, need_roofline
+
+        rows |= explain(path, need_roofline(roofline), n_threads)
     if as_json:
         print(json.dumps(rows, ensure_ascii=False, indent=2))
         return
@@ -50,26 +70,17 @@ def _software() -> dict[str, str]:
 
 
 def _processor() -> dict[str, str]:
+    from ..runtime.measure.machine import cpu_name
     from ..runtime.simd.isa import choose_target, supported_targets
 
     chosen = choose_target()
     names = ", ".join(target.name for target in supported_targets())
     why = "LLMRUN_ISA asks for it" if os.environ.get("LLMRUN_ISA") else "the best that this CPU runs"
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "caches": _caches() or "unknown",
         "instruction set": f"{chosen.name} ({why}; it runs {names})",
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _caches() -> str:
@@ -98,40 +109,27 @@ def _threads() -> dict[str, str]:
     }
 
 
-def _memory() -> dict[str, str]:
+def _limits(n_thread: int) -> Roofline | None:
+    """Return what the machine reaches at most, measured by as many threads as a model would use."""
+    from ..runtime.measure.roofline import measure
+    from .render.progress import ProgressBar
+
+    with ProgressBar("measuring read bandwidth and int8 peak"):
+        return measure(n_thread)
+
+
+def _memory(roofline: Roofline | None) -> dict[str, str]:
     import psutil
 
     from ..runtime.memory import available_bytes
-    from ..runtime.threads import default_threads
 
-    n_thread = default_threads()[0]
-    one, several = read_bandwidth(1) / 1e9, read_bandwidth(n_thread) / 1e9
-    return {
-        "memory": f"{size(psutil.virtual_memory().total)}, {size(available_bytes())} available to this process",
-        "memory bandwidth": f"{one:.1f} GB/s read by one thread, {several:.1f} GB/s by {n_thread}",
+    rows = {"memory": f"{size(psutil.virtual_memory().total)}, {size(available_bytes())} available to this process"}
+    if roofline is None:
+        return rows | {"memory bandwidth": "unknown: the probe failed"}
+    return rows | {
+        "memory bandwidth": f"{roofline.read_bytes_s / 1e9:.1f} GB/s read by {roofline.n_thread} threads",
+        "int8 peak": f"{roofline.int8_ops_s / 1e9:.0f} Gop/s by {roofline.n_thread} threads",
     }
-
-
-def read_bandwidth(n_thread: int) -> float:
-    """Return the bytes per second that ``n_thread`` threads together read from arrays larger than the caches."""
-    import numpy as np
-
-    arrays = [np.ones(_READ_BYTES // 4 // n_thread, np.float32) for _ in range(n_thread)]
-    n_read = [0] * n_thread
-    deadline = time.perf_counter() + _READ_SECONDS
-
-    def work(i: int) -> None:
-        while time.perf_counter() < deadline:
-            arrays[i].max()  # vectorised, and releases the interpreter's lock
-            n_read[i] += arrays[i].nbytes
-
-    start = time.perf_counter()
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(n_thread)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(n_read) / (time.perf_counter() - start)
 
 
 def _models() -> dict[str, str]:

@@ -68,6 +68,8 @@ def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
     if not hasattr(command, "commands"):
         yield path, command
         return
+    if command.invoke_without_command and path != "llmrun":
+        yield path, command
     for name, child in command.commands.items():
         yield from commands(child, f"{path} {name}")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .options import FORMATS, MachineOptions, OutputOptions, TestOptions, one_of
+from .options import FORMATS, MachineOptions, OutputOptions, PeerOptions, TestOptions, one_of
 
 
-def bench(tests: TestOptions, machine: MachineOptions, output: OutputOptions) -> None:
+def bench(tests: TestOptions, machine: MachineOptions, peer: PeerOptions, output: OutputOptions) -> None:
     """Measure the speed of models, as llama-bench does.
 
     Numbers may be lists (1,2,4) and ranges (first-last, first-last+step, first-last*mult); every combination is run.
@@ -21,6 +21,16 @@ def bench(tests: TestOptions, machine: MachineOptions, output: OutputOptions) ->
     forms = [one_of(output.output, FORMATS, "-o")]
     if output.output_err is not None and output.output_err != "none":
         forms.append(one_of(output.output_err, FORMATS, "-oe"))
+    if peer.vs is not None:
+        from .versus import check_peer_options, run_versus
+
+        check_peer_options(plan, tests, output, peer)
+        run_versus(plan, tests, machine, output, peer)
+        return
+    if output.plot is not None:
+        from .plot import check_plot
+
+        check_plot(output.plot)
     from .measure import Bench
 
     run = Bench(plan, tests, machine, output)
@@ -40,6 +50,10 @@ def bench(tests: TestOptions, machine: MachineOptions, output: OutputOptions) ->
     for form, stream in zip(forms, (sys.stdout, sys.stderr), strict=False):
         if form == "md":
             print(f"\n{details(records, run.energy)}", file=stream)
+    if output.plot is not None:
+        from .plot import plot
+
+        plot(records, output.plot)
 
 
 def _build() -> str:

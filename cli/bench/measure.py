@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from ...runtime.measure.traffic import Traffic
 
 
+REPETITIONS = 5
+
+
 class Bench:
     """One run of ``llmrun bench``."""
 
@@ -94,7 +97,7 @@ class Bench:
         self._n_done += 1
         where = f"benchmark {self._n_done}/{self._n_test}"
         measured = Measurement(test=test)
-        n = self._options.repetitions
+        n = self._options.repetitions or REPETITIONS
         with ProgressBar(f"{where}: {test.name}") as bar:
             self._say(f"{where}: starting {test.name}")
             time.sleep(self._options.delay)

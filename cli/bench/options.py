@@ -135,8 +135,17 @@ class TestOptions:
     ] = None
     pps: Annotated[bool, Option("-pps", help="With -npl: the sequences share one prompt.")] = False
     repetitions: Annotated[
-        int, Option("--repetitions", "-r", min=1, max=1000, metavar="N", help="Times that each test is run.")
-    ] = 5
+        int | None,
+        Option(
+            "--repetitions",
+            "-r",
+            min=1,
+            max=1000,
+            metavar="N",
+            help="Times that each test is run.  [default: 5; with --vs 9]",
+            show_default=False,
+        ),
+    ] = None
     delay: Annotated[
         float, Option("--delay", min=0, max=86400, metavar="S", help="Seconds to wait before each test.")
     ] = 0.0
@@ -169,6 +178,30 @@ class MachineOptions:
     lifetime: Annotated[
         float, Option("--lifetime", min=0.01, max=100, metavar="YEARS", help="How long the machine is used.")
     ] = 3.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerOptions:
+    """What it is compared with."""
+
+    vs: Annotated[
+        str | None,
+        Option(
+            "--vs",
+            metavar="ENGINE",
+            help="Run the same tests on another engine in turn and give ratios: llama-cpp (llama-cpp-python).",
+            show_default=False,
+        ),
+    ] = None
+    peer_python: Annotated[
+        str | None,
+        Option(
+            "--peer-python",
+            metavar="PROGRAM",
+            help="The Python that has llama-cpp-python.  [default: this one]",
+            show_default=False,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -94,6 +94,11 @@ class ThreadedExecutor:
         """Bytes of all intermediate results."""
         return self._plan.n_bytes
 
+    @property
+    def n_barrier(self) -> int:
+        """Barriers of a pass."""
+        return sum(map(bool, self._plan.has_barrier))
+
     def run(self, batch: Batch, *, is_long: bool = False) -> None:
         """Run one pass; the outputs are then in ``output``."""
         if batch.n_tok > self.n_tok or batch.n_out > self.n_out:

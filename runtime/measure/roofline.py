@@ -72,6 +72,14 @@ def measure(n_thread: int) -> Roofline | None:
         return None
 
 
+def better(one: Roofline | None, other: Roofline | None) -> Roofline | None:
+    """Return the larger of both limits from two measurements of the same team."""
+    if one is None or other is None:
+        return one or other
+    read, ops = max(one.read_bytes_s, other.read_bytes_s), max(one.int8_ops_s, other.int8_ops_s)
+    return Roofline(one.isa, one.n_thread, read, ops)
+
+
 def main() -> None:
     """Write the limits of as many threads as the command line says, as one JSON object."""
     print(json.dumps(asdict(measure_here(int(sys.argv[1])))))

@@ -44,7 +44,7 @@ class Traffic:
     body_ops: int  # a row
     head_ops: int  # a wanted output
     attentions: tuple[Attention, ...]
-    bytes_by_type: tuple[tuple[str, int], ...]  # streamed, by GGML type, most first
+    bytes_by_type: tuple[tuple[str, int], ...]  # of the matrices that are streamed, by GGML type, most first
 
     @classmethod
     def of_program(cls, program: Program, **about: int | str) -> Traffic:
@@ -53,7 +53,7 @@ class Traffic:
         body_ops, head_ops = program.ops[:head], program.ops[head:]
         body, outputs = _streamed(body_ops), _streamed(head_ops)
         by_type: dict[str, int] = {}
-        for weight in (*body, *outputs):
+        for weight in (w for w in (*body, *outputs) if w.n_out):
             by_type[weight.file_type] = by_type.get(weight.file_type, 0) + _n_bytes(weight)
         return cls(
             body_bytes=sum(map(_n_bytes, body)),

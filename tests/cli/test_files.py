@@ -107,13 +107,13 @@ def test_ids_that_are_none(cli, tiny, ids, message):
 
 
 def test_doctor(cli, monkeypatch):
-    from llmrun.cli import doctor
+    from llmrun.runtime.measure import roofline
 
-    monkeypatch.setattr(doctor, "_READ_BYTES", 1 << 20)
-    monkeypatch.setattr(doctor, "_READ_SECONDS", 0.01)
+    monkeypatch.setattr(roofline, "measure", lambda n: roofline.Roofline("avx2", n, 2.5e10, 4e11))
     record = json.loads(cli("doctor", "--json").out)
     assert {"cpu", "instruction set", "threads", "caches", "memory", "memory bandwidth", "models"} <= record.keys()
-    assert "GB/s" in record["memory bandwidth"]
+    assert record["memory bandwidth"].startswith("25.0 GB/s read by ")
+    assert record["int8 peak"].startswith("400 Gop/s by ")
     monkeypatch.setenv("LLMRUN_ISA", "avx9")
     result = cli("doctor")
     assert (result.code, len(result.lines)) == (1, 1)

@@ -1,0 +1,148 @@
+"""``llmrun bench compare``: two results of ``llmrun bench -o json`` (or of llama-bench), row by row."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from ...formats.errors import ConfigError
+from ..declare import Argument, Option, UsageError
+from ..render.text import escaped
+
+_PERCENT = re.compile(r"([+-]?\d{1,4}(?:\.\d{1,6})?)\s*%?")
+_KEY = ("model", "n_threads", "n_batch", "n_ubatch", "type_k", "n_prompt", "n_gen", "n_depth", "n_seq")
+MAX_BYTES = 256 << 20
+
+
+def compare(
+    before: Annotated[Path, Argument(metavar="A", help="The result to compare with: JSON or JSONL.")],
+    after: Annotated[Path, Argument(metavar="B", help="The newer result.")],
+    fail_if: Annotated[
+        str | None,
+        Option(
+            "--fail-if",
+            metavar="PERCENT",
+            help="End with exit code 1 if a row changed by this or worse, such as -3%.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, Option("--json", help="Print one JSON object a row.")] = False,
+) -> None:
+    """Compare two results of `llmrun bench -o json`, or of llama-bench, row by row."""
+    from .writers import table
+
+    limit = None if fail_if is None else _percent(fail_if)
+    old, new = _rows(before), _rows(after)
+    common = [key for key in old if key in new]
+    if not common:
+        raise ConfigError(f"{before} and {after} have no row in common")
+    changes = [_change(old[key], new[key]) for key in common]
+    if as_json:
+        for change in changes:
+            print(json.dumps(change, ensure_ascii=False))
+    else:
+        headings = [
+            ("model", -20),
+            ("threads", 7),
+            ("test", 12),
+            ("A t/s", 16),
+            ("B t/s", 16),
+            ("change", 8),
+            ("sigma", 6),
+        ]
+        print(table(headings, [_cells(change) for change in changes]))
+    for name, rows, others in ((before, old, new), (after, new, old)):
+        n = sum(key not in others for key in rows)
+        if n:
+            print(f"{n} row(s) only in {escaped(str(name))}", file=sys.stderr)
+    if limit is not None:
+        worse = [c for c in changes if _is_beyond(c["change_pct"], limit)]
+        if worse:
+            names = ", ".join(f"{c['test']} {c['change_pct']:+.2f} %" for c in worse)
+            raise ConfigError(f"slower than {limit:+g} % allows: {names}")
+
+
+def _percent(text: str) -> float:
+    match = _PERCENT.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r}: expected a percentage, such as -3%", "--fail-if")
+    return float(match[1])
+
+
+def _is_beyond(change: float, limit: float) -> bool:
+    """Whether a change is as bad as the limit: below a negative one, above a positive one."""
+    return change <= limit if limit <= 0 else change >= limit
+
+
+def _rows(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return a file's rows by what they measure; of several of the same, the last.
+
+    Raises:
+        ConfigError: the file cannot be read, or holds something else.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 20} MiB, expected the output of llmrun bench -o json")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or 'not text'}") from None
+    try:
+        found = (
+            json.loads(text)
+            if text.lstrip().startswith("[")
+            else [json.loads(line) for line in text.splitlines() if line]
+        )
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from None
+    rows = {}
+    for row in found:
+        if not isinstance(row, dict) or not _is_row(row):
+            raise ConfigError(f"{path}: expected rows of llmrun bench -o json or llama-bench -o json")
+        row = row | {"model": Path(row["model_filename"]).name, "n_seq": row.get("n_seq", 1)}
+        rows[tuple(row.get(name) for name in _KEY)] = row
+    return rows
+
+
+def _is_row(row: dict[str, Any]) -> bool:
+    numbers = ("avg_ts", "stddev_ts", "n_prompt", "n_gen", "n_depth", "n_threads")
+    return isinstance(row.get("model_filename"), str) and all(
+        isinstance(row.get(name), int | float) and row[name] >= 0 for name in numbers
+    )
+
+
+def _change(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    before, after = float(old["avg_ts"]), float(new["avg_ts"])
+    noise = (float(old["stddev_ts"]) ** 2 + float(new["stddev_ts"]) ** 2) ** 0.5
+    return {
+        "model": new["model"],
+        "n_threads": new["n_threads"],
+        "test": _name(new),
+        "before_ts": before,
+        "before_stddev_ts": float(old["stddev_ts"]),
+        "after_ts": after,
+        "after_stddev_ts": float(new["stddev_ts"]),
+        "change_pct": 100 * (after / before - 1) if before else 0.0,
+        "sigma": (after - before) / noise if noise else None,
+    }
+
+
+def _name(row: dict[str, Any]) -> str:
+    from ...runtime.measure.bench_row import BenchTest
+
+    n_prompt, n_gen, n_depth, n_seq = (int(row[name]) for name in ("n_prompt", "n_gen", "n_depth", "n_seq"))
+    return BenchTest(n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, n_seq=n_seq).name
+
+
+def _cells(change: dict[str, Any]) -> list[str]:
+    return [
+        escaped(change["model"]).replace("|", "/"),
+        str(change["n_threads"]),
+        change["test"],
+        f"{change['before_ts']:.2f} ± {change['before_stddev_ts']:.2f}",
+        f"{change['after_ts']:.2f} ± {change['after_stddev_ts']:.2f}",
+        f"{change['change_pct']:+.2f} %",
+        "" if change["sigma"] is None else f"{change['sigma']:+.1f}",
+    ]

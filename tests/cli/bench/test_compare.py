@@ -1,0 +1,68 @@
+"""``llmrun bench compare``: rows are matched by what they measure; a row that got worse ends with 1."""
+
+import json
+
+import pytest
+
+
+def row(avg_ts, n_gen=128, **more):
+    return {
+        "model_filename": "/some/where/tiny.gguf", "n_threads": 2, "n_batch": 2048, "n_ubatch": 512, "type_k": "f16",
+        "n_prompt": 0, "n_gen": n_gen, "n_depth": 0, "avg_ts": avg_ts, "stddev_ts": 1.0,
+    } | more  # fmt: skip
+
+
+@pytest.fixture
+def compare(cli, tmp_path):
+    def run(old, new, *args):
+        (tmp_path / "a.json").write_text(json.dumps(old))
+        (tmp_path / "b.json").write_text("\n".join(map(json.dumps, new)))  # JSONL is as good
+        return cli("bench", "compare", tmp_path / "a.json", tmp_path / "b.json", *args)
+
+    return run
+
+
+def test_rows_side_by_side(compare):
+    result = compare([row(100.0), row(50.0, 32)], [row(60.0, 32), row(90.0)], "--json")
+    assert result.code == 0
+    changes = [json.loads(line) for line in result.out.splitlines()]
+    assert [(c["test"], round(c["change_pct"], 6)) for c in changes] == [("tg128", -10), ("tg32", 20)]
+    assert changes[0]["sigma"] == pytest.approx(-10 / 2**0.5)
+    table = compare([row(100.0)], [row(90.0)]).out
+    assert "tg128" in table
+    assert "-10.00 %" in table
+
+
+@pytest.mark.parametrize(("after", "code"), [(97.5, 0), (97.0, 1), (60.0, 1), (130.0, 0)])
+def test_fail_if_slower(compare, after, code):
+    result = compare([row(100.0)], [row(after)], "--fail-if", "-3%")
+    assert result.code == code
+    assert ("slower than -3 % allows: tg128" in result.err) == bool(code)
+
+
+def test_other_settings_are_other_rows(compare):
+    result = compare([row(100.0), row(70.0, n_threads=1)], [row(100.0), row(1.0, n_seq=4)], "--fail-if", "-3")
+    assert result.code == 0
+    assert "1 row(s) only in" in result.err
+    assert len(result.out.splitlines()) == 3
+
+
+def test_nothing_in_common(compare):
+    result = compare([row(1.0)], [row(1.0, 7)])
+    assert (result.code, result.out) == (1, "")
+    assert "no row in common" in result.err
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[", "[1]", '{"a": 1}', "[" * 100_000, '[{"model_filename": "x", "avg_ts": "1"}]']
+)
+def test_other_files_are_one_line(cli, tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    result = cli("bench", "compare", path, path)
+    assert result.code == 1
+    assert len(result.lines) == 1
+
+
+def test_other_than_a_percentage(compare):
+    assert compare([row(1.0)], [row(1.0)], "--fail-if", "some").code == 2
