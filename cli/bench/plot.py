@@ -71,6 +71,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
                 figure.savefig(file, format=path.suffix.lower()[1:], dpi=150)
                 file.flush()
                 os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)  # as an ordinary file, not a temporary one
             Path(temporary).replace(path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
