@@ -2,8 +2,8 @@
 
     python bench/bench_kernels.py [--formats Q4_0,Q4_K] [--isa avx2] [--stream]
 
-A multiply and an add count as two operations. Times are processor time of this thread, the best of
-several runs, so that a busy machine disturbs little.
+A multiply and an add count as two operations. Times are the shortest of many samples of a millisecond, so that a
+busy machine disturbs little.
 """
 
 import argparse
@@ -55,26 +55,23 @@ class Job:
     def __call__(self):
         self.kernel(self.record.ctypes.data, self.batch.ctypes.data, 0, 1)
 
-    def best_s(self, repeats, seconds=0.25):
+    def best_s(self, seconds=0.2):
+        """Return the shortest time of a call: many samples of about a millisecond, which neighbours seldom disturb."""
         self()
-        n = 1
-        while True:
-            start = time.thread_time()
-            for _ in range(n):
-                self()
-            if time.thread_time() - start > 0.01:
-                break
+        n, one = 1, 0.0
+        while one < 0.0007:
             n *= 2
-        times = []
-        end = time.perf_counter() + seconds * 4
-        for _ in range(repeats):
-            start = time.thread_time()
-            for _ in range(n):
-                self()
-            times.append((time.thread_time() - start) / n)
-            if time.perf_counter() > end:
-                break
-        return min(times)
+            one = self._time(n)
+        best, end = one / n, time.perf_counter() + seconds
+        while time.perf_counter() < end:
+            best = min(best, self._time(n) / n)
+        return best
+
+    def _time(self, n):
+        start = time.perf_counter()
+        for _ in range(n):
+            self()
+        return time.perf_counter() - start
 
 
 def main():
@@ -82,7 +79,10 @@ def main():
     parser.add_argument("--formats", default=",".join(MATMUL_FORMATS))
     parser.add_argument("--isa")
     parser.add_argument("--stream", action="store_true", help="weights of 256 MB, one token: GB/s")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--widths", default="16,8,4,2,1", help="tokens per call")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--cols", type=int, default=1536)
+    parser.add_argument("--seconds", type=float, default=0.2, help="of samples, for each number")
     args = parser.parse_args()
     if args.isa:
         os.environ["LLMRUN_ISA"] = args.isa
@@ -90,26 +90,26 @@ def main():
     names = args.formats.split(",")
     kernels = KernelSet([f"matmul_{n.lower()}" for n in names], target)
     print(f"{target.name}, one core; Gop/s by tokens per tile" + (", GB/s from memory" if args.stream else ""))
-    widths = (16, 8, 4, 2, 1)
+    widths = [int(w) for w in args.widths.split(",")]
     print(
         f"{'type':8}"
         + "".join(f"{f'T={w}':>9}" for w in widths)
-        + f"{'T=1 GB/s':>10}"
+        + f"{f'T={widths[-1]} GB/s':>10}"
         + ("  stream GB/s" if args.stream else "")
     )
     for name in names:
         kernel = kernels.function(f"matmul_{name.lower()}", 4)
         row = f"{name:8}"
         for n_tok in widths:
-            job = Job(kernel, name, 128, 1536, n_tok)
-            seconds = job.best_s(args.repeats)
+            job = Job(kernel, name, args.rows, args.cols, n_tok)
+            seconds = job.best_s(args.seconds)
             row += f"{job.n_op / seconds / 1e9:9.1f}"
         row += f"{job.n_byte / seconds / 1e9:10.1f}"
         if args.stream:
             n_col = 1536
             n_row = int(256e6 / (BLOCK[GgmlType[name]][1] / BLOCK[GgmlType[name]][0]) / n_col) // 16 * 16
             job = Job(kernel, name, n_row, n_col, 1)
-            row += f"{job.n_byte / job.best_s(5) / 1e9:13.1f}"
+            row += f"{job.n_byte / job.best_s(1.0) / 1e9:13.1f}"
         print(row, flush=True)
 
 

@@ -13,33 +13,37 @@ from typing import Any
 from ..simd.tile import tile_operations
 from ..simd.vector import (
     and_i32, as_f32, device, f32x16, int64, load_bf16x16, load_f16x16, load_f32x16, load_i8x16, load_u8x16, mul,
-    or_i32, quants_t, shift_left, shift_right, splat, splat_i32, sub, sub_i32, to_f32, void, where_less,
+    or_i32, shift_left, shift_right, splat, splat_i32, sub, sub_i32, to_f32, void, where_less,
 )  # fmt: skip
-from ..simd.weight_bytes import load_2bit, load_3bit, load_4bit, load_5bit, load_6bit, load_signed_8bit, load_table
+from ..simd.weight_bytes import (
+    FIVE_BIT, FOUR_BIT, SIGNED_BYTE, SIX_BIT, THREE_BIT, TWO_BIT, WeightBytes, table_of_16,
+)  # fmt: skip
 
 _TILE = void(*[int64] * 9)  # p0 p1 p2 p3 n x x_block x_tok out
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml: kvalues_iq4nl
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, doubled
+IQ4, MXFP4 = table_of_16(IQ4_VALUES), table_of_16(MXFP4_VALUES)
 
 
 def _tile_of_blocks(
-    load_quants: Any, load_scale: Any, load_minimum: Any = None, *, max_weight: int | None, offset: int = 0
+    quants: WeightBytes, load_scale: Any, load_minimum: Any = None, *, offset: int = 0
 ) -> Callable[[int], Any]:
     """Blocks of 32 columns with one scale, and perhaps one minimum, per row."""
+    bytes_0, bytes_1 = quants.bytes_0, quants.bytes_1
 
     def make_tile(n_tok: int) -> Any:
         ops = tile_operations(n_tok)
         zeros, store = ops.zeros, ops.store
-        add_products = ops.add_products(max_weight=max_weight, offset=offset)
-        add_minimums = ops.add_minimums()
+        add_products, add_minimums = ops.add_products(quants, offset), ops.add_minimums()
         if load_minimum is None:
 
             @device(_TILE)
             def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
                 acc = zeros()
                 for block in range(n):
-                    acc = add_products(acc, load_quants(p0, p1, block), load_scale(p1, p2, block), x)
+                    scale = load_scale(p1, p2, block)
+                    acc = add_products(acc, p0 + bytes_0 * block, p1 + bytes_1 * block, scale, x)
                     x += x_block
                 store(out, acc)
         else:
@@ -48,7 +52,8 @@ def _tile_of_blocks(
             def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
                 acc = zeros()
                 for block in range(n):
-                    acc = add_products(acc, load_quants(p0, p1, block), load_scale(p1, p2, block), x)
+                    scale = load_scale(p1, p2, block)
+                    acc = add_products(acc, p0 + bytes_0 * block, p1 + bytes_1 * block, scale, x)
                     acc = add_minimums(acc, load_minimum(p1, p2, block), x)
                     x += x_block
                 store(out, acc)
@@ -58,34 +63,7 @@ def _tile_of_blocks(
     return make_tile
 
 
-_QUANTS = quants_t(int64, int64, int64)
 _SCALE = f32x16(int64, int64, int64)
-lookup_iq4, lookup_mxfp4 = load_table(IQ4_VALUES), load_table(MXFP4_VALUES)
-
-
-@device(_QUANTS)
-def _quants4(p0, p1, block):
-    return load_4bit(p0 + 256 * block)
-
-
-@device(_QUANTS)
-def _quants5(p0, p1, block):
-    return load_5bit(p0 + 256 * block, p1 + 64 * block)
-
-
-@device(_QUANTS)
-def _quants8(p0, p1, block):
-    return load_signed_8bit(p0 + 512 * block)
-
-
-@device(_QUANTS)
-def _quants_iq4(p0, p1, block):
-    return lookup_iq4(p0 + 256 * block)
-
-
-@device(_QUANTS)
-def _quants_mxfp4(p0, p1, block):
-    return lookup_mxfp4(p0 + 256 * block)
 
 
 @device(_SCALE)
@@ -129,13 +107,14 @@ def _e8m0_half(p1, p2, block):
     return where_less(to_f32(e), splat(1.5), subnormal, normal)
 
 
-def _tile_k_minimums(load_quants: Any) -> Callable[[int], Any]:
-    """Q4_K, Q5_K: blocks of 256 columns, eight 6-bit scales and minimums per row (p1 dm, p2 s6)."""
+def _tile_k_minimums(quants: WeightBytes) -> Callable[[int], Any]:
+    """Q4_K, Q5_K: blocks of 256 columns, eight 6-bit scales and minimums per row (p0 q4, p1 dm, p2 s6, p3 q1)."""
+    bytes_0, bytes_1 = quants.bytes_0, quants.bytes_1
 
     def make_tile(n_tok: int) -> Any:
         ops = tile_operations(n_tok)
         zeros, store = ops.zeros, ops.store
-        add_products, add_minimums = ops.add_products(max_weight=31, offset=0), ops.add_minimums()
+        add_products, add_minimums = ops.add_products(quants), ops.add_minimums()
 
         @device(_TILE)
         def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
@@ -149,8 +128,9 @@ def _tile_k_minimums(load_quants: Any) -> Callable[[int], Any]:
                         high = shift_right(load_u8x16(p2 + 192 * s + 128 + 16 * j), 4 * half)
                         scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
                         minimum = or_i32(shift_right(low, 4), shift_left(and_i32(high, 12), 2))
-                        quants = load_quants(p0, p3, 8 * s + 4 * half + j)
-                        acc = add_products(acc, quants, mul(d, to_f32(scale)), x)
+                        group = 8 * s + 4 * half + j
+                        q0, q1 = p0 + bytes_0 * group, p3 + bytes_1 * group
+                        acc = add_products(acc, q0, q1, mul(d, to_f32(scale)), x)
                         acc = add_minimums(acc, mul(minus_dmin, to_f32(minimum)), x)
                         x += x_block
             store(out, acc)
@@ -164,7 +144,7 @@ def _tile_q6_k(n_tok: int) -> Any:
     """Blocks of 256 columns, sixteen signed 8-bit scales per row (p0 q4, p1 q2, p2 s8, p3 d)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
-    add_half_products = ops.add_half_products(max_weight=63, offset=32)
+    add_half_products = ops.add_half_products(SIX_BIT, 32)
 
     @device(_TILE)
     def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
@@ -172,9 +152,9 @@ def _tile_q6_k(n_tok: int) -> Any:
         for s in range(n // 8):
             d = load_f16x16(p3 + 32 * s)
             for j in range(8 * s, 8 * s + 8):
-                quants = load_6bit(p0 + 256 * j, p1 + 128 * j)
                 scale_0, scale_1 = load_i8x16(p2 + 32 * j), load_i8x16(p2 + 32 * j + 16)
-                acc = add_half_products(acc, quants, mul(d, to_f32(scale_0)), mul(d, to_f32(scale_1)), x)
+                scale_0, scale_1 = mul(d, to_f32(scale_0)), mul(d, to_f32(scale_1))
+                acc = add_half_products(acc, p0 + 256 * j, p1 + 128 * j, scale_0, scale_1, x)
                 x += x_block
         store(out, acc)
 
@@ -185,7 +165,7 @@ def _tile_q3_k(n_tok: int) -> Any:
     """Blocks of 256 columns, sixteen 6-bit scales per row (p0 q2, p1 q1, p2 s6, p3 d)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
-    add_half_products = ops.add_half_products(max_weight=7, offset=4)
+    add_half_products = ops.add_half_products(THREE_BIT, 4)
 
     @device(f32x16(int64, int64))
     def scale_of(s6, i):
@@ -200,9 +180,9 @@ def _tile_q3_k(n_tok: int) -> Any:
         for s in range(n // 8):
             d = load_f16x16(p3 + 32 * s)
             for j in range(8):
-                quants = load_3bit(p0 + 128 * (8 * s + j), p1 + 64 * (8 * s + j))
+                q0, q1 = p0 + 128 * (8 * s + j), p1 + 64 * (8 * s + j)
                 scale_0, scale_1 = scale_of(p2 + 192 * s, 2 * j), scale_of(p2 + 192 * s, 2 * j + 1)
-                acc = add_half_products(acc, quants, mul(d, scale_0), mul(d, scale_1), x)
+                acc = add_half_products(acc, q0, q1, mul(d, scale_0), mul(d, scale_1), x)
                 x += x_block
         store(out, acc)
 
@@ -213,7 +193,7 @@ def _tile_q2_k(n_tok: int) -> Any:
     """Blocks of 256 columns, sixteen 4-bit scales and minimums per row (p0 q2, p1 s4, p2 dm)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
-    add_half_products = ops.add_half_products(max_weight=3)
+    add_half_products = ops.add_half_products(TWO_BIT)
     first_minimum, second_minimum = (ops.add_minimums(half=h) for h in (0, 1))
 
     @device(_TILE)
@@ -223,10 +203,9 @@ def _tile_q2_k(n_tok: int) -> Any:
             d = load_f16x16(p2 + 64 * s)
             minus_dmin = sub(splat(0.0), load_f16x16(p2 + 64 * s + 32))
             for j in range(8 * s, 8 * s + 8):
-                quants = load_2bit(p0 + 128 * j)
                 s0, s1 = load_u8x16(p1 + 32 * j), load_u8x16(p1 + 32 * j + 16)
                 scale_0, scale_1 = mul(d, to_f32(and_i32(s0, 15))), mul(d, to_f32(and_i32(s1, 15)))
-                acc = add_half_products(acc, quants, scale_0, scale_1, x)
+                acc = add_half_products(acc, p0 + 128 * j, 0, scale_0, scale_1, x)
                 acc = first_minimum(acc, mul(minus_dmin, to_f32(shift_right(s0, 4))), x)
                 acc = second_minimum(acc, mul(minus_dmin, to_f32(shift_right(s1, 4))), x)
                 x += x_block
@@ -239,7 +218,7 @@ def _tile_iq4_xs(n_tok: int) -> Any:
     """Blocks of 256 columns, eight 6-bit scales per row, table of values (p0 q4, p1 d, p2 s6)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
-    add_products = ops.add_products(max_weight=None)
+    add_products = ops.add_products(IQ4)
 
     @device(_TILE)
     def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
@@ -251,7 +230,7 @@ def _tile_iq4_xs(n_tok: int) -> Any:
                 high = shift_right(load_u8x16(p2 + 96 * s + 64 + 16 * (j % 2)), 2 * (j // 2))
                 scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
                 scale = mul(d, to_f32(sub_i32(scale, splat_i32(32))))
-                acc = add_products(acc, lookup_iq4(p0 + 256 * (8 * s + j)), scale, x)
+                acc = add_products(acc, p0 + 256 * (8 * s + j), 0, scale, x)
                 x += x_block
         store(out, acc)
 
@@ -277,28 +256,18 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
     return make_tile
 
 
-@device(_QUANTS)
-def _quants4_k(p0, p3, block):
-    return load_4bit(p0 + 256 * block)
-
-
-@device(_QUANTS)
-def _quants5_k(p0, p3, block):
-    return load_5bit(p0 + 256 * block, p3 + 64 * block)
-
-
 # How to make a tile of each format. A tile gets the addresses of the format's parts in the order of
 # ``quant/pack_format.py``.
 TILES: dict[str, Callable[[int], Any]] = {
-    "Q4_0": _tile_of_blocks(_quants4, _d_of_part1, max_weight=15, offset=8),
-    "Q4_1": _tile_of_blocks(_quants4, _dm_scale1, _dm_minimum1, max_weight=15),
-    "Q5_0": _tile_of_blocks(_quants5, _d_of_part2, max_weight=31, offset=16),
-    "Q5_1": _tile_of_blocks(_quants5, _dm_scale2, _dm_minimum2, max_weight=31),
-    "Q8_0": _tile_of_blocks(_quants8, _d_of_part1, max_weight=None),
-    "IQ4_NL": _tile_of_blocks(_quants_iq4, _d_of_part1, max_weight=None),
-    "MXFP4": _tile_of_blocks(_quants_mxfp4, _e8m0_half, max_weight=None),
-    "Q4_K": _tile_k_minimums(_quants4_k),
-    "Q5_K": _tile_k_minimums(_quants5_k),
+    "Q4_0": _tile_of_blocks(FOUR_BIT, _d_of_part1, offset=8),
+    "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale1, _dm_minimum1),
+    "Q5_0": _tile_of_blocks(FIVE_BIT, _d_of_part2, offset=16),
+    "Q5_1": _tile_of_blocks(FIVE_BIT, _dm_scale2, _dm_minimum2),
+    "Q8_0": _tile_of_blocks(SIGNED_BYTE, _d_of_part1),
+    "IQ4_NL": _tile_of_blocks(IQ4, _d_of_part1),
+    "MXFP4": _tile_of_blocks(MXFP4, _e8m0_half),
+    "Q4_K": _tile_k_minimums(FOUR_BIT),
+    "Q5_K": _tile_k_minimums(FIVE_BIT),
     "Q6_K": _tile_q6_k,
     "Q3_K": _tile_q3_k,
     "Q2_K": _tile_q2_k,

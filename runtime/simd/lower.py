@@ -149,14 +149,14 @@ class Lowering:
     # ---- bytes -------------------------------------------------------------------------------
 
     def bits(self, value: ir.Value, shift: int, n_bit: int, to: int = 0) -> ir.Value:
-        """Return ``(byte >> shift & (1 << n_bit) - 1) << to`` of each of 64 bytes."""
-        b, mask = self.b, ((1 << n_bit) - 1) << to
-        words = b.bitcast(value, I16X32)
+        """Return ``(byte >> shift & (1 << n_bit) - 1) << to`` of each byte."""
+        b, mask, words = self.b, ((1 << n_bit) - 1) << to, ir.VectorType(I16, value.type.count // 2)
+        shifted = b.bitcast(value, words)
         if shift > to:
-            words = b.lshr(words, constant(I16X32, shift - to))
+            shifted = b.lshr(shifted, constant(words, shift - to))
         elif shift < to:
-            words = b.shl(words, constant(I16X32, to - shift))
-        return b.and_(b.bitcast(words, I8X64), constant(I8X64, mask))
+            shifted = b.shl(shifted, constant(words, to - shift))
+        return b.and_(b.bitcast(shifted, value.type), constant(value.type, mask))
 
     @property
     def is_biased(self) -> bool:
@@ -164,70 +164,137 @@ class Lowering:
         return self.target.dot in ("vnni512", "vnni256")
 
     def signed_operand(self, value: ir.Value) -> ir.Value:
-        """Return 64 signed bytes in the form that ``dot4(..., is_signed=True)`` takes."""
-        return self.b.xor(value, constant(I8X64, -128)) if self.is_biased else value
+        """Return signed bytes in the form in which ``dot_tile`` takes them."""
+        return self.b.xor(value, constant(value.type, -128)) if self.is_biased else value
 
     def lookup16(self, index: ir.Value, table: Sequence[int]) -> ir.Value:
-        """Return 64 signed bytes ``table[index]`` (index 0..15) in the form of ``signed_operand``."""
+        """Return a part's signed bytes ``table[index]`` (index 0..15) in the form of ``signed_operand``."""
         entries = [v + 128 if self.is_biased else v for v in table]
         signed = [(v + 128) % 256 - 128 for v in entries]
-        dot = self.target.dot
-        if dot == "vnni512":
-            return self.call("llvm.x86.avx512.pshuf.b.512", I8X64, constant(I8X64, signed * 4), index)
-        if dot in ("vnni256", "avx2"):
-            half = ir.VectorType(I8, 32)
-            return self.by_parts(
-                2, lambda i: self.call("llvm.x86.avx2.pshuf.b", half, constant(half, signed * 2), i), index
-            )
-        quarter = ir.VectorType(I8, 16)
-        name = "llvm.aarch64.neon.tbl1.v16i8" if self.target.is_arm else "llvm.x86.ssse3.pshuf.b.128"
-        return self.by_parts(4, lambda i: self.call(name, quarter, constant(quarter, signed), i), index)
+        kind = index.type
+        values = constant(kind, signed * (kind.count // 16))
+        if self.target.is_arm:
+            return self.call("llvm.aarch64.neon.tbl1.v16i8", kind, values, index)
+        name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[kind.count]
+        return self.call(f"llvm.x86.{name}", kind, values, index)
 
-    def times_constant(self, address: ir.Value, factor: int) -> ir.Value:
-        """Return i32x16 ``factor * v`` in every lane, v being the i32 at ``address``, ``|v| < 2**15``."""
+    @property
+    def n_part(self) -> int:
+        """Registers that hold 16 lanes of 32 bits: what a tile is worked through by."""
+        return {"vnni512": 1, "vnni256": 2, "avx2": 2}.get(self.target.dot, 4)
+
+    def load_part(self, address: ir.Value, part: int) -> ir.Value:
+        """Load the bytes of one part of a 64-byte vector."""
+        n_byte = 64 // self.n_part
+        return self.load(self.at(address, part * n_byte), ir.VectorType(I8, n_byte), n_byte)
+
+    def opaque(self, address: ir.Value) -> ir.Value:
+        """Return the address as a number that LLVM knows nothing of: what is loaded through it is loaded again."""
+        kind = ir.FunctionType(I64, [I64])
+        return self.b.asm(kind, "", "=r,0", [address], side_effect=False)
+
+    def after(self, address: ir.Value, values: Sequence[ir.Value]) -> ir.Value:
+        """Return the address, known only once all ``values`` are: what is loaded through it is not loaded earlier.
+
+        LLVM's scheduler otherwise unpacks all weights first, and runs out of registers. The machine sees nothing of it.
+        """
+        kind = ir.FunctionType(I64, [I64, *(v.type for v in values)])
+        return self.b.asm(kind, "", ",".join(["=r", "0", *["x"] * len(values)]), [address, *values], side_effect=False)
+
+    def times_constant(self, address: ir.Value, factor: int, lanes: int = 16) -> ir.Value:
+        """Return ``factor * v`` in every lane, v being the i32 at ``address``, ``|v| < 2**15``."""
         if self.target.dot == "vnni512":  # one instruction, the broadcast folded into it
             pairs = self.b.bitcast(self.broadcast(address, I32X16), I16X32)
             factors = constant(I16X32, [factor, 0] * 16)
             return self.call("llvm.x86.avx512.vpdpwssd.512", I32X16, constant(I32X16, 0), pairs, factors)
-        return self.b.mul(self.broadcast(address, I32X16), constant(I32X16, factor))
+        ints = ir.VectorType(I32, lanes)
+        return self.b.mul(self.broadcast(address, ints), constant(ints, factor))
 
-    def dot_group(
-        self, total: ir.Value | None, weights: Sequence[ir.Value], x: Sequence[ir.Value], *, max_weight: int | None
-    ) -> ir.Value:
-        """Return i32x16 ``total + sum over vectors of (sum of 4 byte products per lane)``, exactly.
+    @property
+    def unpacks_first(self) -> bool:
+        """Whether a whole group of weights is unpacked before its first product: there are registers for it."""
+        return self.target.dot == "vnni512" or self.target.is_arm
 
-        ``max_weight`` bounds unsigned weights (at most 127); ``None`` says signed weights in the form
-        of ``signed_operand``. On a biased target the caller starts ``total`` at ``-128 * sum(x)``.
-        ``x`` holds signed bytes, -127..127 (-128 would break the sign trick below).
+    def tile_pieces(self, n_tok: int) -> list[tuple[range, range]]:
+        """Return (tokens, parts) that are worked through one after the other: as much as registers hold sums of.
+
+        A part is what one register holds of 16 lanes. Few registers: a vector of weights passes by at a time, for all
+        tokens. Many: all weights of a part, or of everything, stay where they are.
         """
-        if self.target.dot in ("avx2", "ssse3"):
-            return self._dot_maddubs(total, weights, x, max_weight)
-        if self.target.dot == "smull":
-            return self._dot_smull(total, weights, x, max_weight)
-        if total is None:
-            total = constant(I32X16, 0)
-        for w, v in zip(weights, x, strict=True):
-            total = self._dot4(total, w, v)
-        return total
+        tokens, parts = range(n_tok), range(self.n_part)
+        if self.target.dot == "vnni512":
+            return [(range(t, t + 1), parts) for t in tokens]
+        return [(tokens, range(p, p + 1)) for p in parts] if self.target.is_arm else [(tokens, parts)]
 
-    def _dot4(self, total: ir.Value, w: ir.Value, x: ir.Value) -> ir.Value:
-        dot = self.target.dot
-        if dot == "vnni512":
-            return self.call("llvm.x86.avx512.vpdpbusd.512", I32X16, total, w, x)
-        if dot == "vnni256":
-            kind = ir.VectorType(I32, 8)
-            return self.by_parts(
-                2, lambda t, a, v: self.call("llvm.x86.avx512.vpdpbusd.256", kind, t, a, v), total, w, x
-            )
-        kind = ir.VectorType(I32, 4)
-        name = "llvm.aarch64.neon.sdot.v4i32.v16i8"
-        return self.by_parts(4, lambda t, a, v: self.call(name, kind, t, a, v), total, w, x)
+    def dot_tile(
+        self,
+        start: Callable[[int], list[Any]],
+        n_token: int,
+        n_vector: int,
+        weight: Callable[[int, Sequence[ir.Value]], list[ir.Value]],
+        load_x: Callable[[int, int], ir.Value],
+        *,
+        max_weight: int | None,
+    ) -> list[list[Any]]:
+        """Return ``total + sum over vectors of (sum of 4 byte products per lane)``, exactly, of a piece of a tile.
 
-    def _dot_maddubs(
-        self, total: ir.Value | None, weights: Sequence[ir.Value], x: Sequence[ir.Value], max_weight: int | None
-    ) -> ir.Value:
-        """Byte products in pairs of i16, added there as long as they cannot overflow, then widened once."""
-        n_part, lanes = (2, 8) if self.target.dot == "avx2" else (4, 4)
+        Args:
+            start: gives the totals of a token, i32 lanes by part, or None for zero. On a biased target they start at
+                ``-128 * sum(x)`` for signed weights.
+            n_token: number of tokens.
+            n_vector: number of vectors.
+            weight: gives all parts of a vector of weights, to be unpacked after some values are known.
+            load_x: gives four bytes of a token in every lane, by token and vector. Signed, -127..127: -128 would break
+                the sign trick below.
+            max_weight: bounds unsigned weights (at most 127); ``None`` says signed weights in the form of
+                ``signed_operand``.
+        """
+        dot, vectors = self.target.dot, range(n_vector)
+        if dot in ("avx2", "ssse3"):
+            totals = [start(t) for t in range(n_token)]
+            return self._tile_maddubs(totals, n_vector, weight, load_x, max_weight)
+        if dot == "vnni256":  # a vector of weights at a time, for all tokens
+            totals = [start(t) for t in range(n_token)]
+            for k in vectors:
+                w = weight(k, [total for row in totals for total in row] if k else [])
+                for t in range(n_token):
+                    self._dot4(totals[t], w, load_x(t, k))
+            return totals
+        weights, totals = [weight(k, []) for k in vectors], []
+        for t in range(n_token):
+            x, sums = [load_x(t, k) for k in vectors], start(t)
+            if dot == "smull":
+                sums = [self._dot_smull(total, [w[p] for w in weights], x, max_weight) for p, total in enumerate(sums)]
+            else:
+                for w, v in zip(weights, x, strict=True):
+                    self._dot4(sums, w, v)
+            totals.append(sums)
+        return totals
+
+    def _dot4(self, totals: list[Any], weights: Sequence[ir.Value], x: ir.Value) -> None:
+        """Add the products of four bytes per lane to the totals of one token."""
+        name, lanes = {
+            "vnni512": ("llvm.x86.avx512.vpdpbusd.512", 16),
+            "vnni256": ("llvm.x86.avx512.vpdpbusd.256", 8),
+            "sdot": ("llvm.aarch64.neon.sdot.v4i32.v16i8", 4),
+        }[self.target.dot]
+        kind = ir.VectorType(I32, lanes)
+        for p, w in enumerate(weights):
+            totals[p] = self.call(name, kind, constant(kind, 0) if totals[p] is None else totals[p], w, x)
+
+    def _tile_maddubs(
+        self,
+        totals: list[list[Any]],
+        n_vector: int,
+        weight: Callable[[int, Sequence[ir.Value]], list[ir.Value]],
+        load_x: Callable[[int, int], ir.Value],
+        max_weight: int | None,
+    ) -> list[list[Any]]:
+        """Byte products in pairs of i16, added there as long as they cannot overflow, then widened once.
+
+        A vector of weights at a time, for all tokens: sums fill the registers, weights and activations pass by.
+        """
+        lanes = 16 // self.n_part
         bytes_, words, ints = (ir.VectorType(k, lanes * 4 // (k.width // 8)) for k in (I8, I16, I32))
         if self.target.dot == "avx2":
             maddubs, maddwd, sign = "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd", "llvm.x86.avx2.psign.b"
@@ -236,22 +303,31 @@ class Lowering:
             sign = "llvm.x86.ssse3.psign.b.128"
         # Signed weights: |w| times x with w's sign; a pair is at most 2 * 128 * 127 < 32768.
         n_safe = 1 if max_weight is None else max(1, 32767 // (2 * 127 * max_weight))
-        b, parts = self.b, []
-        for i in range(n_part):
-            result = self.part(total, i, lanes) if total is not None else None
-            for start in range(0, len(weights), n_safe):
-                pairs = None
-                for w, v in zip(weights[start : start + n_safe], x[start : start + n_safe], strict=True):
-                    w_part, x_part = self.part(w, i, lanes * 4), self.part(v, i, lanes * 4)
-                    if max_weight is None:
-                        x_part = self.call(sign, bytes_, x_part, w_part)
-                        w_part = self.call(sign, bytes_, w_part, w_part)
-                    product = self.call(maddubs, words, w_part, x_part)
-                    pairs = product if pairs is None else b.add(pairs, product)
-                wide = self.call(maddwd, ints, pairs, constant(words, 1))
-                result = wide if result is None else b.add(result, wide)
-            parts.append(result)
-        return self.concat(parts)
+        tokens, parts = range(len(totals)), range(len(totals[0]))
+        before: list[Any] = []  # what must be known before the next weights are unpacked
+        for start in range(0, n_vector, n_safe):
+            pairs: list[list[Any]] = [[None] * len(parts) for _ in tokens]
+            step = 2 if n_safe > 1 else 1  # vectors whose weights wait in registers
+            stop = min(start + n_safe, n_vector)
+            for first in range(start, stop, step):
+                chunk = range(first, min(first + step, stop))
+                weights = {k: weight(k, before if k == first else []) for k in chunk}
+                for t in tokens:
+                    for k in chunk:
+                        x = load_x(t, k)
+                        for p in parts:
+                            v, w = x, weights[k][p]
+                            if max_weight is None:
+                                v, w = self.call(sign, bytes_, x, w), self.call(sign, bytes_, w, w)
+                            product = self.call(maddubs, words, w, v)
+                            pairs[t][p] = product if pairs[t][p] is None else self.b.add(pairs[t][p], product)
+                before = [pair for row in pairs for pair in row]
+            for t in tokens:
+                for p in parts:
+                    wide = self.call(maddwd, ints, pairs[t][p], constant(words, 1))
+                    totals[t][p] = wide if totals[t][p] is None else self.b.add(totals[t][p], wide)
+            before = [total for row in totals for total in row]
+        return totals
 
     def _dot_smull(
         self, total: ir.Value | None, weights: Sequence[ir.Value], x: Sequence[ir.Value], max_weight: int | None
@@ -259,19 +335,15 @@ class Lowering:
         """Byte products as i16, added there as long as they cannot overflow, then added in pairs, twice."""
         words, ints = ir.VectorType(I16, 8), ir.VectorType(I32, 4)
         n_safe = max(1, 32767 // (127 * (128 if max_weight is None else max_weight)))
-        b, parts = self.b, []
-        for i in range(4):  # 16 bytes at a time, the two halves apart
-            sums: list[Any] = [None, None]
-            for start in range(0, len(weights), n_safe):
-                products: list[Any] = [None, None]
-                for w, v in zip(weights[start : start + n_safe], x[start : start + n_safe], strict=True):
-                    for h in range(2):
-                        w_half, x_half = self.part(w, 2 * i + h, 8), self.part(v, 2 * i + h, 8)
-                        product = self.call("llvm.aarch64.neon.smull.v8i16", words, w_half, x_half)
-                        products[h] = product if products[h] is None else b.add(products[h], product)
+        sums: list[Any] = [None, None]
+        for start in range(0, len(weights), n_safe):
+            products: list[Any] = [None, None]
+            for w, v in zip(weights[start : start + n_safe], x[start : start + n_safe], strict=True):
                 for h in range(2):
-                    wide = self.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", ints, products[h])
-                    sums[h] = wide if sums[h] is None else b.add(sums[h], wide)
-            result = self.call("llvm.aarch64.neon.addp.v4i32", ints, *sums)
-            parts.append(result if total is None else b.add(self.part(total, i, 4), result))
-        return self.concat(parts)
+                    product = self.call("llvm.aarch64.neon.smull.v8i16", words, self.part(w, h, 8), self.part(v, h, 8))
+                    products[h] = product if products[h] is None else self.b.add(products[h], product)
+            for h in range(2):
+                wide = self.call("llvm.aarch64.neon.saddlp.v4i32.v8i16", ints, products[h])
+                sums[h] = wide if sums[h] is None else self.b.add(sums[h], wide)
+        result = self.call("llvm.aarch64.neon.addp.v4i32", ints, *sums)
+        return result if total is None else self.b.add(total, result)

@@ -21,29 +21,97 @@ offset  type                meaning
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
 
-from .lower import F32X16, I8X64, I32X16, Lowering, constant
-from .vector import Vec, f32x16, int64, operation, quants_t, void
+from .lower import F32, F32X16, I8, I32, Lowering, constant
+from .vector import Vec, f32x16, int64, operation, void
+from .weight_bytes import WeightBytes
 
 RECORD_BYTES = 64
 SCALE, SUM, SUM_0, SUM_1, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1 = 32, 36, 40, 44, 48, 52, 56
 
 
-def _dot(low: Lowering, quants: Any, record: Any, half: int | None, max_weight: int | None, offset: int) -> Any:
-    """Return i32x16: sum over columns of ``(weight - offset) * quant`` of one token, exactly."""
-    vectors = range(8) if half is None else range(4 * half, 4 * half + 4)
-    weights = [low.b.extract_value(quants, k) for k in vectors]
-    x = [low.b.bitcast(low.broadcast(low.at(record, 4 * k), I32X16), I8X64) for k in vectors]
-    if max_weight is None and low.is_biased:
-        offset = 128
-    total = None
-    if offset:
-        total = low.times_constant(low.at(record, SUM if half is None else (SUM_0, SUM_1)[half]), offset)
-    return low.dot_group(total, weights, x, max_weight=max_weight)
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """One group of weights: how its bytes are found, and where; ``offset`` is to be subtracted from each."""
+
+    quants: WeightBytes
+    offset: int
+    p0: Any
+    p1: Any
+    unpacked: list[list[Any]]  # by vector and part, where all are unpacked first
+
+    @classmethod
+    def at(cls, low: Lowering, quants: WeightBytes, offset: int, p0: Any, p1: Any) -> _Group:
+        """Return the group whose quants lie at these addresses."""
+        return cls(quants, offset, p0, p1, quants.vectors(low, p0, p1) if low.unpacks_first else [])
+
+
+class _Piece:
+    """The tokens and parts (``Lowering.tile_pieces``) of a tile that are worked through together."""
+
+    def __init__(self, low: Lowering, tokens: range, parts: range, x: Any) -> None:
+        self.low, self.tokens, self.parts = low, tokens, parts
+        self.lanes = 16 // low.n_part
+        self.floats = ir.VectorType(F32, self.lanes)
+        # Activations are loaded again for another part: kept, they would push weights out of the registers.
+        self.x = low.opaque(x) if parts.start else x
+
+    def field(self, t: int, offset: int) -> Any:
+        """Return the address of a field of a token's record."""
+        return self.low.at(self.x, t * RECORD_BYTES + offset)
+
+    def dots(self, group: _Group, half: int | None) -> list[list[Any]]:
+        """Return ``sum over columns of (weight - offset) * quant``, exactly, as f32 lanes by token and part."""
+        low, lanes, quants, offset = self.low, self.lanes, group.quants, group.offset
+        ints, bytes_ = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
+        vectors = range(8) if half is None else range(4 * half, 4 * half + 4)
+        addresses = [group.p0, group.p1]
+
+        def weight(k: int, before: Sequence[Any]) -> list[Any]:
+            if group.unpacked:
+                return [group.unpacked[vectors[k]][p] for p in self.parts]
+            if before:
+                addresses[0] = low.after(addresses[0], before)
+                addresses[1] = low.after(addresses[1], before) if quants.bytes_1 else addresses[1]
+            return [quants.vector(low, *addresses, vectors[k], p) for p in self.parts]
+
+        def load_x(t: int, k: int) -> Any:
+            address = self.field(self.tokens[t], 4 * vectors[k])
+            return low.b.bitcast(low.broadcast(address, ints), bytes_)
+
+        if quants.max_weight is None and low.is_biased:
+            offset = 128
+
+        def start(t: int) -> list[Any]:
+            minus_sum = self.field(self.tokens[t], SUM if half is None else (SUM_0, SUM_1)[half])
+            return [low.times_constant(minus_sum, offset, lanes) if offset else None] * len(self.parts)
+
+        n_token, n_vector = len(self.tokens), len(vectors)
+        totals = low.dot_tile(start, n_token, n_vector, weight, load_x, max_weight=quants.max_weight)
+        return [[low.b.sitofp(total, self.floats) for total in parts] for parts in totals]
+
+    def scaled(self, dots: list[list[Any]], scale: Any, addends: list[list[Any]] | None = None) -> list[list[Any]]:
+        """Return ``dots * scale``, or ``dots * scale + addends`` rounded once; ``scale`` has 16 lanes."""
+        factors = [self.low.part(scale, p, self.lanes) for p in self.parts]
+        if addends is None:
+            return [[self.low.b.fmul(dot, f) for dot, f in zip(row, factors, strict=True)] for row in dots]
+        return [
+            [self.low.fma(dot, f, addend) for dot, f, addend in zip(*row, strict=True)]
+            for row in ((d, factors, a) for d, a in zip(dots, addends, strict=True))
+        ]
+
+    def add_to(self, acc: list[list[Any]], values: list[list[Any]]) -> None:
+        """Add ``x_scale * values`` to the accumulators, by token and part of the whole tile."""
+        for t, row in zip(self.tokens, values, strict=True):
+            x_scale = self.low.broadcast(self.field(t, SCALE), self.floats)
+            for p, value in zip(self.parts, row, strict=True):
+                acc[t][p] = self.low.fma(value, x_scale, acc[t][p])
 
 
 def tile_operations(n_tok: int) -> SimpleNamespace:
@@ -62,35 +130,39 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
         """Return accumulators of zero."""
         return ir.Constant(acc_t.llvm, None) if n_tok > 1 else constant(F32X16, 0.0)
 
-    def add_products(*, max_weight: int | None, offset: int = 0) -> Any:
-        """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` for every token.
+    def by_pieces(low: Lowering, acc: Any, x: Any, values: Any) -> Any:
+        """Return ``acc + x_scale * values(piece)``."""
+        tokens, parts = range(n_tok), range(low.n_part)
+        of_tokens = [acc] if n_tok == 1 else [low.b.extract_value(acc, t) for t in tokens]
+        split = [[low.part(total, p, 16 // low.n_part) for p in parts] for total in of_tokens]
+        for piece_tokens, piece_parts in low.tile_pieces(n_tok):
+            piece = _Piece(low, piece_tokens, piece_parts, x)
+            piece.add_to(split, values(piece))
+        joined = [low.concat(total) for total in split]
+        return each(low, acc, lambda t, _: joined[t])
 
-        ``max_weight`` as in ``Lowering.dot_group``.
-        """
+    def add_products(quants: WeightBytes, offset: int = 0) -> Any:
+        """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` for every token."""
 
-        @operation(acc_t(acc_t, quants_t, f32x16, int64))
-        def add_products_(low, acc, quants, scale, x):
-            def one(t: int, total: Any) -> Any:
-                record = low.at(x, t * RECORD_BYTES)
-                dot = low.b.sitofp(_dot(low, quants, record, None, max_weight, offset), F32X16)
-                return low.fma(low.b.fmul(dot, scale), low.broadcast(low.at(record, SCALE), F32X16), total)
-
-            return each(low, acc, one)
+        @operation(acc_t(acc_t, int64, int64, f32x16, int64))
+        def add_products_(low, acc, p0, p1, scale, x):
+            group = _Group.at(low, quants, offset, p0, p1)
+            return by_pieces(low, acc, x, lambda piece: piece.scaled(piece.dots(group, None), scale))
 
         return add_products_
 
-    def add_half_products(*, max_weight: int | None, offset: int = 0) -> Any:
+    def add_half_products(quants: WeightBytes, offset: int = 0) -> Any:
         """Return ``acc + x_scale * (scale_0 * dot_0 + scale_1 * dot_1)``: columns 0..15 and 16..31 apart."""
 
-        @operation(acc_t(acc_t, quants_t, f32x16, f32x16, int64))
-        def add_half_products_(low, acc, quants, scale_0, scale_1, x):
-            def one(t: int, total: Any) -> Any:
-                record = low.at(x, t * RECORD_BYTES)
-                dots = [low.b.sitofp(_dot(low, quants, record, h, max_weight, offset), F32X16) for h in (0, 1)]
-                both = low.fma(dots[1], scale_1, low.b.fmul(dots[0], scale_0))
-                return low.fma(both, low.broadcast(low.at(record, SCALE), F32X16), total)
+        @operation(acc_t(acc_t, int64, int64, f32x16, f32x16, int64))
+        def add_half_products_(low, acc, p0, p1, scale_0, scale_1, x):
+            group = _Group.at(low, quants, offset, p0, p1)
 
-            return each(low, acc, one)
+            def values(piece: _Piece) -> Any:
+                dots_0, dots_1 = piece.dots(group, 0), piece.dots(group, 1)
+                return piece.scaled(dots_1, scale_1, piece.scaled(dots_0, scale_0))
+
+            return by_pieces(low, acc, x, values)
 
         return add_half_products_
 

@@ -43,7 +43,6 @@ class _VecModel(models.PrimitiveModel):
 
 
 f32x16, i32x16 = Vec("f32", 16), Vec("i32", 16)
-quants_t = Vec("i8", 64, 8)  # 16 rows x 32 columns of weights as bytes: vector k holds columns 4k..4k+3
 int64, float32, float64, void = types.int64, types.float32, types.float64, types.void
 
 

@@ -1,82 +1,86 @@
-"""Unpacking a group of weights, 16 rows x 32 columns, into bytes (``quant/pack_format.py`` has the layouts)."""
+"""Unpacking a group of weights, 16 rows x 32 columns, into bytes (``quant/pack_format.py`` has the layouts).
+
+A group has eight vectors of 64 bytes, vector k with columns ``4k .. 4k+3``; a *part* of one is what a register holds.
+Tiles ask for parts one by one, so that each is unpacked where it is used.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from llvmlite import ir
+from .lower import Lowering
 
-from .lower import I8X64, Lowering
-from .vector import int64, operation, quants_t
-
-
-def _pack(low: Lowering, vectors: list[Any]) -> Any:
-    array: Any = ir.Constant(ir.ArrayType(I8X64, len(vectors)), ir.Undefined)
-    for i, vector in enumerate(vectors):
-        array = low.b.insert_value(array, vector, i)
-    return array
+Field = Callable[[Lowering, Any, int, int], Any]  # f(low, address of the group's bytes, k, part): a part of vector k
 
 
-def _nibbles(low: Lowering, q4: Any) -> list[Any]:
-    vectors = []
-    for v in range(4):
-        packed = low.load(low.at(q4, 64 * v), I8X64, 64)
-        vectors += [low.bits(packed, 0, 4), low.bits(packed, 4, 4)]
-    return vectors
+@dataclass(frozen=True, slots=True)
+class WeightBytes:
+    """How the bytes of one format's groups are found.
+
+    Attributes:
+        low: the bytes, or their low bits, from p0.
+        high: their high bits in place, from p1, or None.
+        bytes_0: bytes of a group at p0.
+        bytes_1: bytes of a group at p1.
+        max_weight: the largest byte, all being unsigned; None for signed ones in the form of ``signed_operand``.
+    """
+
+    low: Field
+    high: Field | None
+    bytes_0: int
+    bytes_1: int
+    max_weight: int | None
+
+    def vector(self, low: Lowering, p0: Any, p1: Any, k: int, part: int) -> Any:
+        """Return a part of vector k of the group at p0 and p1."""
+        value = self.low(low, p0, k, part)
+        return value if self.high is None else low.b.or_(value, self.high(low, p1, k, part))
+
+    def vectors(self, low: Lowering, p0: Any, p1: Any) -> list[list[Any]]:
+        """Return all parts of all vectors."""
+        parts = range(low.n_part)
+        result = [[self.low(low, p0, k, p) for p in parts] for k in range(8)]
+        if self.high is not None:
+            result = [[low.b.or_(row[p], self.high(low, p1, k, p)) for p in parts] for k, row in enumerate(result)]
+        return result
 
 
-@operation(quants_t(int64))
-def load_4bit(low, q4):
-    """Unpack 16 x 32 weights of 4 bits (256 bytes)."""
-    return _pack(low, _nibbles(low, q4))
+def _nibble(low: Lowering, q4: Any, k: int, part: int) -> Any:
+    return low.bits(low.load_part(low.at(q4, 64 * (k // 2)), part), 4 * (k % 2), 4)
 
 
-@operation(quants_t(int64, int64))
-def load_5bit(low, q4, q1):
-    """Unpack 16 x 32 weights of 5 bits: nibbles (256 bytes) and high bits (64 bytes)."""
-    high = low.load(q1, I8X64, 64)
-    low_bits = _nibbles(low, q4)
-    return _pack(low, [low.b.or_(w, low.bits(high, k, 1, 4)) for k, w in enumerate(low_bits)])
+def _crumb(to: int) -> Field:
+    def field(low: Lowering, q2: Any, k: int, part: int) -> Any:
+        return low.bits(low.load_part(low.at(q2, 64 * (k // 4)), part), 2 * (k % 4), 2, to)
+
+    return field
 
 
-@operation(quants_t(int64, int64))
-def load_6bit(low, q4, q2):
-    """Unpack 16 x 32 weights of 6 bits: nibbles (256 bytes) and the two high bits (128 bytes)."""
-    high = [low.load(low.at(q2, 64 * v), I8X64, 64) for v in range(2)]
-    low_bits = _nibbles(low, q4)
-    return _pack(low, [low.b.or_(w, low.bits(high[k // 4], 2 * (k % 4), 2, 4)) for k, w in enumerate(low_bits)])
+def _bit(to: int) -> Field:
+    def field(low: Lowering, q1: Any, k: int, part: int) -> Any:
+        return low.bits(low.load_part(q1, part), k, 1, to)
+
+    return field
 
 
-@operation(quants_t(int64))
-def load_2bit(low, q2):
-    """Unpack 16 x 32 weights of 2 bits (128 bytes)."""
-    packed = [low.load(low.at(q2, 64 * v), I8X64, 64) for v in range(2)]
-    return _pack(low, [low.bits(packed[k // 4], 2 * (k % 4), 2) for k in range(8)])
+def _signed(low: Lowering, q8: Any, k: int, part: int) -> Any:
+    return low.signed_operand(low.load_part(low.at(q8, 64 * k), part))
 
 
-@operation(quants_t(int64, int64))
-def load_3bit(low, q2, q1):
-    """Unpack 16 x 32 weights of 3 bits: low bits (128 bytes) and high bits (64 bytes)."""
-    packed = [low.load(low.at(q2, 64 * v), I8X64, 64) for v in range(2)]
-    high = low.load(q1, I8X64, 64)
-    vectors = []
-    for k in range(8):
-        low_bits = low.bits(packed[k // 4], 2 * (k % 4), 2)
-        vectors.append(low.b.or_(low_bits, low.bits(high, k, 1, 2)))
-    return _pack(low, vectors)
+def table_of_16(table: tuple[int, ...]) -> WeightBytes:
+    """Return indices of 4 bits that are looked up in a table of signed bytes."""
+
+    def value(low: Lowering, q4: Any, k: int, part: int) -> Any:
+        return low.lookup16(_nibble(low, q4, k, part), table)
+
+    return WeightBytes(value, None, 256, 0, None)
 
 
-@operation(quants_t(int64))
-def load_signed_8bit(low, q8):
-    """Load 16 x 32 signed weights of 8 bits (512 bytes)."""
-    return _pack(low, [low.signed_operand(low.load(low.at(q8, 64 * v), I8X64, 64)) for v in range(8)])
-
-
-def load_table(table: tuple[int, ...]) -> Any:
-    """Return an operation that unpacks 16 x 32 indices of 4 bits and looks them up in ``table`` (signed bytes)."""
-
-    @operation(quants_t(int64))
-    def load_4bit_table(low, q4):
-        return _pack(low, [low.lookup16(index, table) for index in _nibbles(low, q4)])
-
-    return load_4bit_table
+FOUR_BIT = WeightBytes(_nibble, None, 256, 0, 15)
+FIVE_BIT = WeightBytes(_nibble, _bit(4), 256, 64, 31)
+SIX_BIT = WeightBytes(_nibble, _crumb(4), 256, 128, 63)
+TWO_BIT = WeightBytes(_crumb(0), None, 128, 0, 3)
+THREE_BIT = WeightBytes(_crumb(0), _bit(2), 128, 64, 7)
+SIGNED_BYTE = WeightBytes(_signed, None, 512, 0, None)
