@@ -5,13 +5,13 @@ Record words:
 ==========  ==========================================================================================
 probe_read  2 data (64-byte aligned), 3 runs of 256 bytes, 4 results (64 bytes per worker), 5 passes:
             the workers share the data out and read it; the result is the largest f32 of each lane
-probe_dot   2 a group of 4-bit weights (256 bytes, ``weight_bytes.load_4bit``), 3 activation records,
+probe_dot   2 a group of 4-bit weights (256 bytes, ``weight_bytes.FOUR_BIT``), 3 activation records,
             4 results (``64 * width`` bytes per worker), 5 tiles of ``width`` records, 6 passes: every worker
             multiplies the group with all records; the result is the i32 sum of each token and row
 ==========  ==========================================================================================
 
-``width`` is the target's widest tile. The data of ``probe_dot`` stay in the first cache, its accumulators and
-weights in registers: what it reaches is the machine's int8 peak as these instruction sets offer it.
+``width`` is the target's widest tile. The data of ``probe_dot`` stay in the first cache, its accumulators (and where
+there are enough, its weights) in registers: what it reaches is the int8 peak as these instruction sets offer it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..simd.isa import Target
 from ..simd.scalar import load_i64
 from ..simd.tile import RECORD_BYTES, integer_tile
 from ..simd.vector import int64, load_f32x16, maximum, prefetch, splat, store_f32x16, void
-from ..simd.weight_bytes import load_4bit
+from ..simd.weight_bytes import FOUR_BIT
 from .probe_records import RUN_BYTES
 from .rows import first_unit
 
@@ -57,18 +57,18 @@ def probe_read_kernel(_target: Target) -> Kernel:
 def probe_dot_kernel(target: Target) -> Kernel:
     """Return the probe of the int8 peak."""
     width = target.widths[0]
-    ops = integer_tile(width, max_weight=15)
+    ops = integer_tile(width, FOUR_BIT)
     zeros, add_dots, store = ops.zeros, ops.add_dots, ops.store
     step = RECORD_BYTES * width
 
     def probe_dot(record, batch, worker, n_worker):
         n, n_pass = load_i64(record + 40), load_i64(record + 48)
-        quants = load_4bit(load_i64(record + 16))
+        weights = load_i64(record + 16)
         acc = zeros()
         for _ in range(n_pass):
             x = load_i64(record + 24)
             for _ in range(n):
-                acc = add_dots(acc, quants, x)
+                acc = add_dots(acc, weights, x)
                 x += step
         store(load_i64(record + 32) + 64 * width * worker, acc)
 

@@ -68,6 +68,10 @@ class _Piece:
 
     def dots(self, group: _Group, half: int | None) -> list[list[Any]]:
         """Return ``sum over columns of (weight - offset) * quant``, exactly, as f32 lanes by token and part."""
+        return [[self.low.b.sitofp(total, self.floats) for total in parts] for parts in self.sums(group, half)]
+
+    def sums(self, group: _Group, half: int | None, acc: list[list[Any]] | None = None) -> list[list[Any]]:
+        """Return the same as i32 lanes, added to ``acc`` (by token and part of the whole tile; offset 0)."""
         low, lanes, quants, offset = self.low, self.lanes, group.quants, group.offset
         ints, bytes_ = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
         vectors = range(8) if half is None else range(4 * half, 4 * half + 4)
@@ -89,12 +93,13 @@ class _Piece:
             offset = 128
 
         def start(t: int) -> list[Any]:
+            if acc is not None:
+                return [acc[self.tokens[t]][p] for p in self.parts]
             minus_sum = self.field(self.tokens[t], SUM if half is None else (SUM_0, SUM_1)[half])
             return [low.times_constant(minus_sum, offset, lanes) if offset else None] * len(self.parts)
 
         n_token, n_vector = len(self.tokens), len(vectors)
-        totals = low.dot_tile(start, n_token, n_vector, weight, load_x, max_weight=quants.max_weight)
-        return [[low.b.sitofp(total, self.floats) for total in parts] for parts in totals]
+        return low.dot_tile(start, n_token, n_vector, weight, load_x, max_weight=quants.max_weight)
 
     def scaled(self, dots: list[list[Any]], scale: Any, addends: list[list[Any]] | None = None) -> list[list[Any]]:
         """Return ``dots * scale``, or ``dots * scale + addends`` rounded once; ``scale`` has 16 lanes."""
@@ -221,8 +226,8 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
     )  # fmt: skip
 
 
-def integer_tile(n_tok: int, *, max_weight: int) -> SimpleNamespace:
-    """Return operations on a tile of bare integer sums, i32 [n_tok, 16], for unsigned weights up to ``max_weight``."""
+def integer_tile(n_tok: int, quants: WeightBytes) -> SimpleNamespace:
+    """Return operations on a tile of bare integer sums, i32 [n_tok, 16], for unsigned weights."""
     acc_t = Vec("i32", 16, n_tok)
 
     @operation(acc_t())
@@ -230,15 +235,19 @@ def integer_tile(n_tok: int, *, max_weight: int) -> SimpleNamespace:
         """Return sums of zero."""
         return ir.Constant(acc_t.llvm, None)
 
-    @operation(acc_t(acc_t, quants_t, int64))
-    def add_dots(low, acc, quants, x):
+    @operation(acc_t(acc_t, int64, int64))
+    def add_dots(low, acc, weights, x):
         """Add the exact sum over 32 columns of ``weight * quant`` for every token (records at ``x``)."""
-        weights = [low.b.extract_value(quants, k) for k in range(8)]
-        for t in range(n_tok):
-            record = low.at(x, t * RECORD_BYTES)
-            values = [low.b.bitcast(low.broadcast(low.at(record, 4 * k), I32X16), I8X64) for k in range(8)]
-            total = low.dot_group(low.b.extract_value(acc, t), weights, values, max_weight=max_weight)
-            acc = low.b.insert_value(acc, total, t)
+        group = _Group.at(low, quants, 0, weights, weights)
+        parts = range(low.n_part)
+        totals = [[low.part(low.b.extract_value(acc, t), p, 16 // low.n_part) for p in parts] for t in range(n_tok)]
+        for tokens, piece_parts in low.tile_pieces(n_tok):
+            sums = _Piece(low, tokens, piece_parts, x).sums(group, None, totals)
+            for t, row in zip(tokens, sums, strict=True):
+                for p, total in zip(piece_parts, row, strict=True):
+                    totals[t][p] = total
+        for t, row in enumerate(totals):
+            acc = low.b.insert_value(acc, low.concat(row), t)
         return acc
 
     @operation(void(int64, acc_t))
