@@ -35,8 +35,11 @@ class ProgressBar:
     def __call__(self, what: str, done: int, total: int) -> None:
         """Note how far ``what`` has come."""
         with self._lock:
+            is_new = done < self._latest[1]  # the next of several parts: its speed is measured anew
             self._latest = (what, done, total)
             if self._bar is not None and self._task is not None:
+                if is_new:
+                    self._bar.reset(self._task)
                 self._bar.update(self._task, description=escaped(what), completed=done, total=total or None)
 
     def _show(self) -> None:
