@@ -91,19 +91,32 @@ def _blocks(values: F32, ggml_type: GgmlType, importance: F32 | None, search: Sc
         return round_to_nearest.f16(values)
     if ggml_type is _T.BF16:
         return round_to_nearest.bf16(values)
-    weights = _normalized(importance, values.shape[1])
+    weights = normalized(importance, values.shape[1])
     if ggml_type is _T.MXFP4:
         of_blocks = np.broadcast_to(weights, values.shape).reshape(-1, 32)
         return round_to_nearest.mxfp4(values.reshape(-1, 32), of_blocks)
     if ggml_type in _ROUNDED and (importance is None or ggml_type not in SHAPES):
         return _ROUNDED[ggml_type](values.reshape(-1, 32))
+    return encode_found(ggml_type, find(values, ggml_type, weights, search))
+
+
+def find(values: F32, ggml_type: GgmlType, weights: F32, search: ScaleSearch) -> Found:
+    """Search the blocks of rows f32 [n_row, n_in] of a type in ``SHAPES``; ``weights`` as ``normalized`` returns them."""
     shape = SHAPES[ggml_type]
     if isinstance(shape, OffsetShape):
-        return _encode_offset(ggml_type, search.offset(values, weights, shape))
-    return _encode_symmetric(ggml_type, shape, search.symmetric(values, weights, shape))
+        return search.offset(values, weights, shape)
+    return search.symmetric(values, weights, shape)
 
 
-def _normalized(importance: F32 | None, n_in: int) -> F32:
+def encode_found(ggml_type: GgmlType, found: Found) -> U8:
+    """Return the blocks that a search has found, u8 [n, block_bytes]."""
+    shape = SHAPES[ggml_type]
+    if isinstance(shape, OffsetShape):
+        return _encode_offset(ggml_type, found)
+    return _encode_symmetric(ggml_type, shape, found)
+
+
+def normalized(importance: F32 | None, n_in: int) -> F32:
     """Return importance with mean 1, so that sums stay far from the ends of float32."""
     if importance is None:
         return np.ones(n_in, np.float32)

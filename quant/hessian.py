@@ -1,0 +1,135 @@
+"""Second moments of a matrix's input, and their triangular factor: what error feedback and channel scales go by.
+
+For ``y = W x`` the mean squared error of the outputs is ``tr(E H E^T)`` with ``E = W - W'`` and ``H`` the mean of
+``x x^T`` over the rows of a calibration text. Everything is computed in tiles of a fixed size, each by one thread, so
+that no bit depends on how many threads there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.errors import FormatError, quote
+from .floats import F32
+
+TILE = 512  # columns of a tile
+DAMPING = 0.01  # of the mean of the diagonal, added to it (Frantar et al., GPTQ, section 3.3)
+
+
+class Hessian:
+    """The sum of ``x x^T`` over rows, f32 [n_in, n_in]; only the lower triangle of tiles is kept up to date.
+
+    Args:
+        names: matrices that are multiplied with these rows.
+        n_in: their width.
+    """
+
+    def __init__(self, names: tuple[str, ...], n_in: int) -> None:
+        self.names, self.n_in, self.n_row = names, n_in, 0
+        self.sums: F32 = np.zeros((n_in, n_in), np.float32)
+
+    def add(self, x: F32, pool: Executor) -> None:
+        """Add rows f32 [n, n_in]."""
+        columns: F32 = np.ascontiguousarray(x.T)  # [n_in, n]
+
+        def add_tile(i: int, j: int) -> None:
+            a, b = slice(i, i + TILE), slice(j, j + TILE)
+            self.sums[a, b] += columns[a] @ columns[b].T
+
+        starts = range(0, self.n_in, TILE)
+        _all(pool, add_tile, [(i, j) for i in starts for j in starts if j <= i])
+        self.n_row += len(x)
+
+    def finish(self) -> None:
+        """Divide by the number of rows, and fill the upper triangle.
+
+        Raises:
+            FormatError: an input was infinite or NaN.
+        """
+        if not np.isfinite(self.diagonal).all():
+            raise FormatError(f"the input of tensor {quote(self.names[0])} becomes infinite or NaN on this text")
+        self.sums /= np.float32(max(self.n_row, 1))
+        for i in range(0, self.n_in, TILE):
+            self.sums[:i, i : i + TILE] = self.sums[i : i + TILE, :i].T
+
+    @property
+    def diagonal(self) -> F32:
+        """The mean square of every column, f32 [n_in]: the importance matrix."""
+        return self.sums.diagonal()
+
+    def output_error(self, error: F32) -> float:
+        """Return the mean squared error of the outputs together, for weights off by f32 [n_row, n_in]."""
+        return float(np.einsum("ij,ij->", error @ self.sums, error, dtype=np.float64))
+
+
+def factor(hessian: F32, pool: Executor, damping: float = DAMPING) -> tuple[F32, F32] | None:
+    """Return ``U`` and ``d`` with ``H = U diag(d) U^T``, U upper triangular with ones on its diagonal.
+
+    Args:
+        hessian: f32 [n, n], symmetric; overwritten by U.
+        pool: threads.
+        damping: of the mean diagonal, added to the diagonal.
+
+    Returns:
+        f32 [n, n] (the same memory) and f32 [n]; None where H is not positive definite in spite of damping (its
+        memory then holds nothing useful).
+    """
+    n = len(hessian)
+    diagonal = hessian.diagonal().copy()
+    mean = float(diagonal.mean(dtype=np.float64))
+    if not (np.isfinite(mean) and mean > 0):
+        return None
+    reversed_: F32 = hessian[::-1, ::-1]  # its lower factor, reversed again, is an upper one
+    index = np.arange(n)
+    hessian[index, index] = diagonal + np.float32(damping * mean)
+    if not _cholesky(reversed_, pool):
+        return None
+    root = hessian.diagonal().copy()
+    for start in range(0, n, TILE):
+        hessian[:, start : start + TILE] /= root[start : start + TILE]
+        hessian[start + TILE :, start : start + TILE] = 0
+    for start in range(0, n, TILE):
+        part = hessian[start : start + TILE, start : start + TILE]
+        part[:] = np.triu(part)
+    return hessian, root * root
+
+
+def _cholesky(a: F32, pool: Executor) -> bool:
+    """Replace the lower triangle of ``a f32 [n, n]`` by its Cholesky factor; False where there is none."""
+    n = len(a)
+    for k in range(0, n, TILE):
+        own = slice(k, k + TILE)
+        try:
+            root = np.linalg.cholesky(a[own, own].astype(np.float64))
+        except np.linalg.LinAlgError:
+            return False
+        inverse: F32 = np.linalg.inv(root).astype(np.float32)
+        if not np.isfinite(inverse).all():
+            return False
+        a[own, own] = root
+        below = range(k + TILE, n, TILE)
+
+        def solve(i: int, own: slice = own, inverse: F32 = inverse) -> None:
+            a[i : i + TILE, own] = _tile(a, i, own.start) @ inverse.T
+
+        def update(i: int, j: int, own: slice = own) -> None:
+            a[i : i + TILE, j : j + TILE] -= _tile(a, i, own.start) @ _tile(a, j, own.start).T
+
+        _all(pool, solve, [(i,) for i in below])
+        _all(pool, update, [(i, j) for i in below for j in below if j <= i])
+    return bool(np.isfinite(a.diagonal()).all())
+
+
+def _tile(a: F32, i: int, j: int) -> F32:
+    """Return a copy of a tile: BLAS takes no negative strides."""
+    return np.ascontiguousarray(a[i : i + TILE, j : j + TILE])
+
+
+def _all(pool: Executor, function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> None:
+    for job in [pool.submit(function, *a) for a in arguments]:
+        job.result()
