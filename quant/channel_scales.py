@@ -18,7 +18,7 @@ on a sample of rows. Source: Lin et al., AWQ, section 3.2 (a alone); both expone
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,8 @@ def folds_of_layer(
         return tuple(name for name in names if name in shapes)
 
     folds = []
-    for norm, parts in (("attn_norm", ("attn_q", "attn_k", "attn_v", "attn_qkv")), ("ffn_norm", ("ffn_gate", "ffn_up"))):
+    readers = {"attn_norm": ("attn_q", "attn_k", "attn_v", "attn_qkv"), "ffn_norm": ("ffn_gate", "ffn_up")}
+    for norm, parts in readers.items():
         if (producer := present(norm)) and (consumers := present(*parts)):
             folds.append(Fold(producer[0], consumers))
     n_kv = n_head_kv * n_embd_head
@@ -133,22 +134,25 @@ def _root(squares: F32) -> F32:
     """Return root mean squares, the smallest raised so that no scale becomes extreme."""
     root: F32 = np.sqrt(squares.astype(np.float32))
     middle = float(np.median(root)) or 1.0
-    return np.clip(root / np.float32(middle), 1 / LARGEST, LARGEST).astype(np.float32)
+    clipped: F32 = np.clip(root / np.float32(middle), 1 / LARGEST, LARGEST).astype(np.float32)
+    return clipped
 
 
 def _normalized(scales: F32) -> F32:
     """Return scales with a geometric mean of 1."""
     logs = np.log(scales.astype(np.float64))
     limit = np.log(LARGEST)
-    return np.exp(np.clip(logs - logs.mean(), -limit, limit)).astype(np.float32)
+    normalized: F32 = np.exp(np.clip(logs - logs.mean(), -limit, limit)).astype(np.float32)
+    return normalized
 
 
 def _error(columns: F32, samples: Mapping[str, F32], hessian: Hessian, quantizer: Quantizer) -> float:
-    importance = hessian.diagonal / np.square(columns)
+    importance: F32 = (hessian.diagonal / np.square(columns)).astype(np.float32)
     total = 0.0
     for name, rows in samples.items():
-        scaled = rows * columns
-        total += hessian.output_error((quantizer(name, scaled, importance) - scaled) / columns)
+        scaled: F32 = rows * columns
+        error: F32 = (quantizer(name, scaled, importance) - scaled) / columns
+        total += hessian.output_error(error)
     return total
 
 
@@ -159,14 +163,9 @@ def apply_scales(fold: Fold, scales: F32, tensors: dict[str, F32], hessian: Hess
         tensors[name] = tensors[name] * columns
     stop = fold.row_start + len(scales)
     for name in (fold.producer, re.sub("weight$", "bias", fold.producer)):
-        if name in tensors and (name == fold.producer or fold.row_start or "norm" not in fold.producer):
+        if name in tensors:
             values = tensors[name].copy()
             values[fold.row_start : stop] /= scales if values.ndim == 1 else scales[:, None]
             tensors[name] = values
     hessian.sums /= columns
     hessian.sums /= columns[:, None]
-
-
-def checked_names(folds: Sequence[Fold]) -> set[str]:
-    """Return all tensors that folds change."""
-    return {name for fold in folds for name in (fold.producer, *fold.consumers)}

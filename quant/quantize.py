@@ -101,7 +101,7 @@ def _blocks(values: F32, ggml_type: GgmlType, importance: F32 | None, search: Sc
 
 
 def find(values: F32, ggml_type: GgmlType, weights: F32, search: ScaleSearch) -> Found:
-    """Search the blocks of rows f32 [n_row, n_in] of a type in ``SHAPES``; ``weights`` as ``normalized`` returns them."""
+    """Search the blocks of rows f32 [n_row, n_in] of a type in ``SHAPES``; ``weights``: see ``normalized``."""
     shape = SHAPES[ggml_type]
     if isinstance(shape, OffsetShape):
         return search.offset(values, weights, shape)
