@@ -15,6 +15,7 @@ COMMANDS = {
     "list": ("pull", "list_models"),
     "rm": ("pull", "remove"),
     "doctor": ("doctor", "doctor"),
+    "quantize": ("quantize", "quantize"),
     "bench": ("bench.command", "bench"),
     "bench compare": ("bench.compare", "compare"),
     "eval perplexity": ("eval", "perplexity"),

@@ -19,6 +19,7 @@ COMMANDS = [
     "list",
     "rm",
     "doctor",
+    "quantize",
     "imatrix",
     "bench",
     "bench compare",

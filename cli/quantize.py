@@ -1,0 +1,205 @@
+"""``llmrun quantize``: write a model with smaller weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ..formats.errors import ConfigError
+from .checkpoint_source import open_source
+from .declare import Argument, Option, UsageError
+from .imports import import_numpy, start_collector
+from .quantize_report import print_estimate, print_notes, print_result
+from .render.progress import ProgressBar
+
+if TYPE_CHECKING:
+    from ..quant.checkpoint import Checkpoint
+    from ..quant.file_types import FileType
+    from ..quant.quantize_plan import QuantizeOptions, QuantizePlan
+
+TensorTypes = Annotated[
+    list[str] | None,
+    Option(
+        "--tensor-type",
+        metavar="REGEX=TYPE",
+        help="Type for the tensors whose names the pattern is found in; may repeat, the first that matches counts.",
+        show_default=False,
+    ),
+]
+
+
+def quantize(
+    paths_and_type: Annotated[
+        list[str],
+        Argument(
+            metavar="IN [OUT] TYPE",
+            help="A GGUF file, a Hugging Face folder, user/repo on the hub, or a name from `llmrun list`;"
+            " the file to write, by default beside IN and named after TYPE; and a type such as Q4_K_M, Q8_0 or F16.",
+            show_default=False,
+        ),
+    ],
+    imatrix: Annotated[
+        Path | None,
+        Option(
+            "--imatrix", metavar="FILE", help="Importance matrix, as `llama-imatrix` writes it.", show_default=False
+        ),
+    ] = None,
+    tensor_type: TensorTypes = None,
+    output_tensor_type: Annotated[
+        str | None, Option("--output-tensor-type", metavar="TYPE", help="Of the output matrix.", show_default=False)
+    ] = None,
+    token_embedding_type: Annotated[
+        str | None, Option("--token-embedding-type", metavar="TYPE", help="Of token embeddings.", show_default=False)
+    ] = None,
+    pure: Annotated[bool, Option("--pure", help="All matrices of one type, no mixture.")] = False,
+    leave_output_tensor: Annotated[
+        bool, Option("--leave-output-tensor", help="Keep the output matrix as it is.")
+    ] = False,
+    allow_requantize: Annotated[
+        bool, Option("--allow-requantize", help="Quantise what was quantised before; loses more.")
+    ] = False,
+    allow_nan: Annotated[
+        bool, Option("--allow-nan", help="Convert weights that are infinite or NaN instead of refusing them.")
+    ] = False,
+    tokenizer_pre: Annotated[
+        str | None,
+        Option(
+            "--tokenizer-pre",
+            metavar="NAME",
+            help="Pre-tokenizer of a Hugging Face folder, where it is not recognised.",
+            show_default=False,
+        ),
+    ] = None,
+    keep_split: Annotated[bool, Option("--keep-split", help="As many files as IN has.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Only show sizes, memory, and how fast the result may run here.")
+    ] = False,
+    force: Annotated[bool, Option("--force", help="Replace OUT if it is there.")] = False,
+    threads: Annotated[
+        int, Option("--threads", "-t", min=0, metavar="N", help="Threads; 0: one per usable performance core.")
+    ] = 0,
+) -> None:
+    """Write IN as a GGUF file with weights of TYPE, which llama.cpp reads too.
+
+    Types: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S
+    Q2_K Q2_K_S MXFP4 MXFP4_MOE. The types of single tensors follow llama-quantize's mixtures. OUT appears when it is
+    complete, or not at all.
+    """
+    source, out, type_name = _split(paths_and_type)
+    import_numpy()  # here: --help must not pay for it
+    from ..quant.checkpoint import GgufCheckpoint
+    from ..quant.file_types import file_type
+    from ..quant.quantize_plan import plan_quantization
+
+    mixture = file_type(type_name)
+    options = _options(
+        mixture, imatrix, tensor_type or [], (output_tensor_type, token_embedding_type),
+        is_pure=pure, leaves_output=leave_output_tensor, allows_requantize=allow_requantize,
+    )  # fmt: skip
+    start_collector()
+    start = time.perf_counter()
+    checkpoint = open_source(source, wanted=mixture.default, pre=tokenizer_pre)
+    if not isinstance(checkpoint, GgufCheckpoint):  # of a GPTQ or AWQ model: its integers
+        options = dataclasses.replace(options, keeps_quantized=True)
+    try:
+        target = Path(out).expanduser() if out else default_target(checkpoint.path, mixture.name)
+        plan = plan_quantization(checkpoint, options)
+        if dry_run:
+            print_notes(plan.notes)
+            print_estimate(plan, target)
+            return
+        n_part = max(t.shard for t in checkpoint.tensors) + 1 if keep_split else 1
+        _check_target(target, checkpoint, n_part, is_forced=force)
+        print_notes(plan.notes)
+        written = _write(plan, target, threads, allows_nan=allow_nan, keeps_split=keep_split)
+    finally:
+        checkpoint.close()
+    print_result(plan, written, time.perf_counter() - start)
+
+
+def _split(arguments: list[str]) -> tuple[str, str | None, str]:
+    """Return IN, OUT and TYPE."""
+    if len(arguments) == 2:
+        return arguments[0], None, arguments[1]
+    if len(arguments) == 3:
+        return arguments[0], arguments[1], arguments[2]
+    raise UsageError(f"{len(arguments)} arguments, expected IN TYPE or IN OUT TYPE", "IN [OUT] TYPE")
+
+
+def _options(
+    mixture: FileType,
+    imatrix: Path | None,
+    tensor_types: list[str],
+    named_types: tuple[str | None, str | None],
+    *,
+    is_pure: bool,
+    leaves_output: bool,
+    allows_requantize: bool,
+) -> QuantizeOptions:
+    from ..quant.imatrix import Imatrix
+    from ..quant.quantize_plan import QuantizeOptions, parse_override, weight_type
+
+    output, embedding = (weight_type(name) if name else None for name in named_types)
+    if output and leaves_output:
+        raise ConfigError("--output-tensor-type and --leave-output-tensor exclude each other")
+    return QuantizeOptions(
+        mixture=mixture,
+        overrides=[parse_override(text) for text in tensor_types],
+        output_type=output,
+        embedding_type=embedding,
+        is_pure=is_pure,
+        leaves_output=leaves_output,
+        allows_requantize=allows_requantize,
+        imatrix=Imatrix.load(imatrix) if imatrix else None,
+    )
+
+
+def default_target(source: Path, type_name: str) -> Path:
+    """Return where the result goes when nothing is said: beside the source, the type at the end of its name."""
+    from ..quant.file_types import ALIASES, MIXTURES
+
+    stem = source.resolve().name if source.is_dir() else source.name.removesuffix(".gguf")
+    stem = re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+    types = "|".join([*MIXTURES, *ALIASES])
+    stem = re.sub(rf"[-._](?:{types})$", "", stem, flags=re.IGNORECASE) or stem
+    return source.resolve().parent / f"{stem}-{type_name}.gguf"
+
+
+def _check_target(target: Path, checkpoint: Checkpoint, n_part: int, *, is_forced: bool) -> None:
+    """Refuse to overwrite.
+
+    Raises:
+        ConfigError: the target is there, or is the source, or no file.
+    """
+    from ..runtime.quantizer import split_path
+
+    paths = [target] if n_part == 1 else [split_path(target, i, n_part) for i in range(n_part)]
+    for path in paths:
+        if path.is_dir():
+            raise ConfigError(f"{path}: is a folder, expected a file to write")
+        if not path.exists():
+            continue
+        if checkpoint.path.exists() and path.samefile(checkpoint.path):
+            raise ConfigError(f"{path}: is the file that is read, give another name for the result")
+        if not is_forced:
+            raise ConfigError(f"{path}: exists already; --force replaces it")
+
+
+def _write(plan: QuantizePlan, target: Path, n_thread: int, *, allows_nan: bool, keeps_split: bool) -> list[Path]:
+    from ..runtime.quantizer import Quantizer
+    from ..runtime.scale_search import CompiledSearch
+    from ..runtime.threads import default_threads
+
+    with ProgressBar("quantising", has_time_left=True) as progress:
+        search = CompiledSearch(on_progress=progress)
+        quantizer = Quantizer(
+            plan,
+            search,
+            n_thread=n_thread or default_threads()[0],
+            allows_nan=allows_nan,
+            on_progress=progress,
+        )
+        return quantizer.write(target, keeps_split=keeps_split)
