@@ -40,6 +40,7 @@ from .weights import GgufWeights
 if TYPE_CHECKING:
     from ..formats.metadata import Metadata
     from .chat_template import ChatTemplate
+    from .speculation.draft_model import DraftModel
     from .speculation.source import DraftSource
     from .tokenizer.base import Tokenizer
 
@@ -48,6 +49,7 @@ __all__ = [
     "streamed_weights",
 ]  # fmt: skip
 
+DRAFT_EXTRA_BYTES = 200 << 20  # KV cache and buffers of a draft model
 LOGITS_BYTES = 64 << 20  # rows of logits that are made at once
 Progress = Callable[[str, int, int], None]
 F32 = NDArray[np.float32]
@@ -87,7 +89,8 @@ class Engine:
         self.notices: list[str] = parts["notices"]
         self.executor: ThreadedExecutor = parts["executor"]
         self.pages: KvPages = parts["pages"]
-        self._team: Team = parts["team"]
+        self.team: Team = parts["team"]
+        self.draft: DraftModel | None = None
         self.lock = threading.Lock()  # one pass at a time
         self._speeds: tuple[PassCosts, SpeedFile] | None = None
 
@@ -102,6 +105,7 @@ class Engine:
         use_mmap: bool = True,
         tokenizer_pre: str | None = None,
         is_fused: bool = True,
+        draft: Path | None = None,
         on_progress: Progress | None = None,
     ) -> Self:
         """Open a GGUF model.
@@ -114,6 +118,7 @@ class Engine:
             use_mmap: map the file, or read it.
             tokenizer_pre: overrides the file's pre-tokenizer name.
             is_fused: join operations (the other form exists for tests; the same bits).
+            draft: a small GGUF model that drafts for this one.
             on_progress: called as (what, done, total) during long steps.
 
         Raises:
@@ -135,7 +140,7 @@ class Engine:
             memory = MemoryPlan(
                 weight_bytes=weights.packed_bytes(streamed_weights(program)),
                 slot_bytes=KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head),
-                arena_bytes=LOGITS_BYTES + n_ubatch * 4 * (8 * hp.n_embd + 4 * hp.n_ff),
+                arena_bytes=LOGITS_BYTES + n_ubatch * 4 * (8 * hp.n_embd + 4 * hp.n_ff) + draft_bytes(draft),
                 available_bytes=available_bytes(),
             )
             n_ctx_used = choose_context(memory, file.path, wanted=n_ctx, n_ctx_train=hp.n_ctx_train)
@@ -154,11 +159,16 @@ class Engine:
             wanted = n_ctx or hp.n_ctx_train
             if n_ctx_used < wanted:
                 notices.append(f"context lowered from {wanted} to {n_ctx_used} tokens, which is what memory allows")
-            return cls(
+            engine = cls(
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
                 executor=executor, pages=pages, team=team,
             )  # fmt: skip
+            if draft is not None:
+                from .speculation.draft_model import DraftModel  # here: it knows most of what this module knows
+
+                engine.draft = DraftModel.open(draft, engine, use_mmap=use_mmap, on_progress=on_progress)
+            return engine
         except BaseException:
             if team is not None:
                 team.close()
@@ -215,11 +225,17 @@ class Engine:
 
     def draft_sources(self) -> list[DraftSource]:
         """Return new sources of drafts for a session, beside its own text."""
-        return []
+        if self.draft is None:
+            return []
+        from .speculation.model_source import ModelSource
+
+        return [ModelSource(self.draft, self.lock)]
 
     def close(self) -> None:
-        """End the threads and close the file."""
-        self._team.close()
+        """End the threads and close the files."""
+        if self.draft is not None:
+            self.draft.close()
+        self.team.close()
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -323,3 +339,13 @@ def quant_name(file: GgufFile) -> str:
     for info in file.tensors.values():
         by_type[info.ggml_type.name] = by_type.get(info.ggml_type.name, 0) + info.n_bytes
     return max(by_type, key=lambda name: by_type[name], default="none")
+
+
+def draft_bytes(path: Path | None) -> int:
+    """Return about what a draft model takes in memory, to be kept free of the target's context."""
+    if path is None:
+        return 0
+    try:
+        return path.stat().st_size + DRAFT_EXTRA_BYTES
+    except OSError:
+        return 0  # opening it will say what is wrong

@@ -244,6 +244,7 @@ class Controller:
         if not self._may_try(1) or self._balance_s < -ALLOWANCE * ALLOWANCE_TOKENS * self._costs(1) + drafter.first_s:
             return []
         drafter.n_skipped = 0
+        drafter.source.budget_s = max(0.0, self._balance_s + ALLOWANCE * ALLOWANCE_TOKENS * self._costs(1))
         guesses: list[Guess] = []
         reached, source = 1.0, drafter.source.guess(context)
         while len(guesses) < n_most:

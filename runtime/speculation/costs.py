@@ -32,7 +32,7 @@ class PassCosts:
 
     def __init__(self, seconds: dict[int, float] | None = None) -> None:
         self._seconds = dict(seconds or {})  # as of load 1
-        self._n_seen = dict.fromkeys(self._seconds, 0)
+        self._n_seen = dict.fromkeys(self._seconds, 1)
         self._load = 1.0  # the machine at present: others compute too, the context is long
         self._widths = sorted(self._seconds)
 
@@ -47,35 +47,43 @@ class PassCosts:
         return self._widths[-1] if self._widths else 0
 
     def __call__(self, n_row: int) -> float:
-        """Return the seconds of a pass: as measured, or what its neighbours let expect."""
-        known = self._seconds.get(n_row)
-        if known is not None:
-            return known * self._load
+        """Return the seconds of a pass: as measured, or what other widths let hope.
+
+        Hope makes widths be tried that were never measured, or only once, in a bad moment.
+        """
         if not self.is_known:
             return math.inf
+        known, n_seen = self._seconds.get(n_row), self._n_seen.get(n_row, 0)
+        if known is None:
+            return self._hoped(n_row) * self._load
+        trust = 1.0 if n_row == 1 else n_seen / (n_seen + 1)
+        return (trust * known + (1 - trust) * min(known, self._hoped(n_row))) * self._load
+
+    def _hoped(self, n_row: int) -> float:
+        """Return the seconds between two measured widths, or with the least cost of a row that any width had."""
         one, i = self._seconds[1], bisect_left(self._widths, n_row)
-        low = self._widths[i - 1]
-        if i < len(self._widths):
-            high = self._widths[i]
-            step = (self._seconds[high] - self._seconds[low]) / (high - low)
-        else:
-            step = (self._seconds[low] - one) / (low - 1) if low > 1 else SLOPE * one
-        return (self._seconds[low] + max(step, 0.0) * (n_row - low)) * self._load
+        if 0 < i < len(self._widths) and self._widths[i] != n_row:
+            low, high = self._widths[i - 1], self._widths[i]
+            part = (n_row - low) / (high - low)
+            return (1 - part) * self._seconds[low] + part * self._seconds[high]
+        slopes = [(s - one) / (n - 1) for n, s in self._seconds.items() if n > 1]
+        return one + max(0.0, min(slopes, default=SLOPE * one)) * (n_row - 1)
 
     def learn(self, n_row: int, seconds: float) -> None:
         """Take note of one pass."""
         n_seen = self._n_seen.get(n_row, 0)
         self._n_seen[n_row] = n_seen + 1
-        if n_row not in self._seconds:
-            self._seconds[n_row] = seconds / self._load
+        now = seconds / self._load
+        known = self._seconds.get(n_row)
+        if known is None:
+            self._seconds[n_row] = now
             self._widths = sorted(self._seconds)
-            return
-        expected = self(n_row)
-        ratio = min(max(seconds / expected, 0.5), 2.0)
-        if n_seen >= KNOWN:
+        elif n_seen < KNOWN:  # the least of a few: what disturbs a measurement makes it longer
+            self._seconds[n_row] = min(known, now)
+        else:
+            ratio = min(max(now / known, 0.5), 2.0)
+            self._seconds[n_row] = known * (1 + LEARN * (ratio - 1))
             self._load *= ratio**DRIFT
-        rate = max(LEARN, 1 / (1 + n_seen))
-        self._seconds[n_row] *= 1 + rate * (ratio - 1)
 
     def measured(self) -> dict[int, float]:
         """Return the seconds of the widths that were tried."""

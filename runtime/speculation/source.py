@@ -50,11 +50,14 @@ class DraftSource(Protocol):
         priors: for each class of sureness, how often its guesses are right as long as nothing is known.
         is_free: whether guessing costs nothing, so that it is done at every step and learnt from even where the
             guess is not verified.
+        budget_s: seconds that reading the text before the first guess may take; set before each guess where
+            guessing is not free.
     """
 
     name: str
     priors: Sequence[float]
     is_free: bool
+    budget_s: float
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Learn the prompt of the next answer."""

@@ -1,0 +1,143 @@
+"""A small model that drafts for a large one: its file opened beside the target's, on the target's threads.
+
+Two things make its step cheap, and neither can change a text. Its output matrix is cut to the tokens that come first
+in the vocabulary, which in a byte-pair vocabulary are those merged first, the frequent ones (FR-Spec, Zhao et al.,
+arXiv 2502.14856; 32k of Qwen's 152k are 94 % of the tokens of code). And what it sees of a long text is a window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from ...formats.errors import CapacityError
+from ...formats.gguf import GgufFile
+from ..batch import Batch
+from ..executor.threaded import ThreadedExecutor, kernels_of
+from ..fuse import fuse, lower
+from ..kernels.kernel_set import KernelSet
+from ..kernels.layout import PAGE_SLOTS
+from ..kv_cache import KvPages, KvSequence
+from ..memory import available_bytes, gigabytes
+from ..models import build_model
+from ..program import Buffer, Op, Program
+from ..simd.isa import choose_target
+from ..weights import GgufWeights
+from .vocabulary_map import VocabularyMap
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+Progress = Callable[[str, int, int], None]
+
+N_HEAD_TOKEN = 32768  # rows of the output matrix that are kept of a byte-pair vocabulary
+N_CTX = 4096  # tokens that a draft looks back at most
+N_TOK = 64  # rows of a pass that catches up
+ARENA_BYTES = 32 << 20
+
+
+class DraftModel:
+    """An opened draft model. Sessions use it one at a time, under the target's lock."""
+
+    def __init__(
+        self,
+        file: GgufFile,
+        executor: ThreadedExecutor,
+        pages: KvPages,
+        kernels: KernelSet,
+        vocabulary: VocabularyMap,
+        n_ctx: int,
+    ) -> None:
+        """Use ``open``."""
+        self._file, self._kernels = file, kernels  # kept: records point into both
+        self.path = file.path
+        self.executor, self.pages, self.vocabulary, self.n_ctx = executor, pages, vocabulary, n_ctx
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        target: Engine,
+        *,
+        use_mmap: bool = True,
+        n_head_token: int = N_HEAD_TOKEN,
+        on_progress: Progress | None = None,
+    ) -> Self:
+        """Open a draft for a target.
+
+        Args:
+            path: a GGUF model.
+            target: the engine that it drafts for; must stay open as long.
+            use_mmap: map the file, or read it.
+            n_head_token: tokens that it can draft, if its vocabulary is in order of frequency.
+            on_progress: called as (what, done, total) during long steps.
+
+        Raises:
+            LlmrunError: the file is no model that llmrun runs, or it does not fit into memory.
+        """
+        file = GgufFile.open(path, use_mmap=use_mmap)
+        try:
+            weights = GgufWeights(file, target.n_threads)
+            n_ctx = min(N_CTX, target.n_ctx)
+            model = build_model(file.metadata, weights, n_ctx)
+            weights.check_all_used()
+            hp = model.hparams
+            n_ctx = min(n_ctx, hp.n_ctx_train)
+            vocabulary = VocabularyMap.between(file, target.tokenizer)
+            program = model.program
+            if vocabulary.is_same and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
+                program = cut_head(program, min(n_head_token, hp.n_vocab))
+            program = fuse(lower(program))
+            streamed = list(
+                dict.fromkeys(w for op in program.ops if op.kind == "matmul" for w in op.weights if w.n_out)
+            )
+            slot_bytes = KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head)
+            needed = weights.packed_bytes(streamed) + n_ctx * slot_bytes + ARENA_BYTES
+            free = available_bytes()
+            if needed > free:
+                raise CapacityError(f"{path}: the draft model needs {gigabytes(needed)}, {gigabytes(free)} free")
+            kernels = KernelSet(kernels_of(program), choose_target(), on_progress=on_progress)
+            weights.load(streamed, on_progress)
+            file.check_unchanged()
+            pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
+            executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=1)
+            return cls(file, executor, pages, kernels, vocabulary, n_ctx)
+        except BaseException:
+            file.close()
+            raise
+
+    def run(self, sequence: KvSequence, ids: list[int], *, has_output: bool) -> None:
+        """Append tokens to a sequence in one pass; if wanted, the last one's logits are then in the executor."""
+        past = sequence.n_past
+        sequence.append(len(ids))
+        try:
+            batch = Batch.of_tokens(sequence.page_table, past, ids, [len(ids) - 1] if has_output else [])
+            self.executor.run(batch, is_long=len(ids) > 16)
+        except BaseException:
+            sequence.rollback(past)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def cut_head(program: Program, n: int) -> Program:
+    """Return a plain program whose logits are those of the first ``n`` tokens alone."""
+    whole = program.outputs["logits"]
+    if n >= whole.n_col:
+        return program
+    cut = Buffer(whole.name, n, whole.rows, whole.kind)
+
+    def exchange(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+        return tuple(cut if b is whole else b for b in buffers)
+
+    ops = []
+    for op in program.ops:
+        weights = op.weights
+        if op.kind == "matmul" and whole in op.writes:
+            weights = (replace(weights[0], n_out=n),)
+        ops.append(Op(op.kind, exchange(op.reads), exchange(op.writes), weights, op.attributes))
+    return Program(ops, {**program.outputs, "logits": cut}, program.n_layer)

@@ -1,0 +1,137 @@
+"""Drafts of a small model: it follows the text with a KV cache of its own and picks as the target would."""
+
+from __future__ import annotations
+
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...formats.errors import LlmrunError
+from ..kv_cache import KvSequence
+from .draft_model import N_TOK, DraftModel
+from .source import Answer, Guess
+
+# Classes of sureness: how far the picked token's logit is above the best of the others.
+GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)
+PRIORS = (0.2, 0.35, 0.5, 0.6, 0.65, 0.72, 0.8, 0.87, 0.93, 0.97)
+FIRST_WINDOW = 48  # tokens that are read before anything is known of what they cost
+WIDEN = 2  # a window that has proved itself is read anew, so many times as long
+
+
+class ModelSource:
+    """Lets a draft model guess.
+
+    It reads no more of a text than the planner's budget allows: at first a short window of its end, and more once
+    that has paid.
+
+    Args:
+        model: the draft model.
+        lock: of the target's threads, which both use.
+    """
+
+    name = "draft"
+    priors: Sequence[float] = PRIORS
+    is_free = False
+
+    def __init__(self, model: DraftModel, lock: threading.Lock) -> None:
+        self._model, self._lock = model, lock
+        self._sequence = KvSequence(model.pages, model.n_ctx)
+        self._ids: list[int] = []  # the text in the draft's vocabulary
+        self._start = 0  # where in it the window begins
+        self._cached: list[int] = []  # what the sequence holds: the window's tokens, perhaps followed by old guesses
+        self._n_sure = 0  # of the cached ones, certainly the window's
+        self._n_context = 0
+        self._token_s = 0.0  # reading one token
+        self.budget_s = 0.0
+
+    def begin(self, context: Sequence[int], answer: Answer) -> None:
+        """Translate the prompt; nothing is computed yet."""
+        self._answer = answer
+        self._ids = self._model.vocabulary.prompt(context)
+        self._n_context = len(context)
+        self._n_sure = 0
+        if self._start >= len(self._ids):
+            self._restart(len(self._ids))
+
+    def guess(self, context: Sequence[int]) -> Iterator[Guess]:
+        """Read what is new, then yield the draft model's picks; none when it cannot go on."""
+        self._ids += self._model.vocabulary.further(context[self._n_context :])
+        self._n_context = len(context)
+        history = list(context)
+        try:
+            self._choose_window()
+            self._catch_up()
+            while True:
+                token_id, sureness = self._pick(history)
+                yield Guess(token_id, sureness)
+                history.append(token_id)
+                if self._sequence.n_past >= self._model.n_ctx:
+                    return
+                for draft_id in self._model.vocabulary.further([token_id]):
+                    self._run([draft_id])
+        except LlmrunError:
+            # No page is free, or the draft's logits are no numbers or forbidden: there is no draft.
+            return
+
+    def close(self) -> None:
+        """Give the pages back."""
+        self._cached.clear()
+        self._sequence.close()
+
+    # ---- the window ----------------------------------------------------------------------------------------
+
+    def _restart(self, start: int) -> None:
+        self._start, self._n_sure = start, 0
+        self._cached.clear()
+        self._sequence.rollback(0)
+
+    def _choose_window(self) -> None:
+        """Keep what is cached of the text; begin a new window where that is too little, or too much to read."""
+        window = self._ids[self._start :]
+        n = self._n_sure
+        while n < min(len(self._cached), len(window) - 1) and self._cached[n] == window[n]:
+            n += 1
+        n = min(n, len(window) - 1)
+        del self._cached[max(n, 0) :]
+        self._sequence.rollback(len(self._cached))
+        most = self._model.n_ctx // 2
+        affordable = int(min(most, self.budget_s / self._token_s)) if self._token_s else FIRST_WINDOW
+        affordable = max(affordable, FIRST_WINDOW // 2)
+        n_behind = len(window) - len(self._cached)
+        is_full = len(window) + N_TOK > self._model.n_ctx
+        wider = min(WIDEN * len(window), len(self._ids), most)
+        if is_full or n_behind > affordable:
+            self._restart(max(0, len(self._ids) - min(affordable, most)))
+        elif self._start and WIDEN * wider <= affordable and wider > len(window):
+            self._restart(len(self._ids) - wider)
+
+    def _catch_up(self) -> None:
+        """Read the window's tokens that are not cached; the last one's logits are wanted."""
+        window = self._ids[self._start :]
+        started, n_new = time.perf_counter(), len(window) - len(self._cached)
+        while len(self._cached) < len(window):
+            chunk = window[len(self._cached) : len(self._cached) + N_TOK]
+            self._run(chunk, has_output=len(self._cached) + len(chunk) == len(window))
+        self._n_sure = len(self._cached)
+        if n_new >= N_TOK // 4:
+            self._token_s = (time.perf_counter() - started) / n_new
+
+    def _run(self, ids: list[int], *, has_output: bool = True) -> None:
+        with self._lock:
+            self._model.run(self._sequence, ids, has_output=has_output)
+            if has_output:
+                self._logits: NDArray[np.float32] = self._model.executor.output("logits", 1)[0].copy()
+        self._cached += ids
+
+    def _pick(self, history: Sequence[int]) -> tuple[int, int]:
+        """Return the token that the target's rule gives for the draft's logits, and how sure it is."""
+        row = self._model.vocabulary.row(self._logits)
+        token_id = self._answer.sampler.pick(row, history, self._answer.noise(len(history)))
+        kept, row[token_id] = float(row[token_id]), -np.inf
+        gap = kept - float(row.max())
+        row[token_id] = kept
+        return token_id, bisect_right(GAPS, gap)

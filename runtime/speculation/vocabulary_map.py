@@ -1,0 +1,112 @@
+"""What a draft's tokens are to its target: the same tokens, or those that stand for the same bytes.
+
+Between two vocabularies a draft is limited to the tokens that both have (token-level intersection; Timor et al.,
+arXiv 2502.05202), so that target and draft use the same noise for the same token. Text of the target that has no
+counterpart token by token is tokenized anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...formats.gguf import GgufFile
+from ..tokenizer.base import Tokenizer
+from ..tokenizer.vocabulary import Attr
+
+F32 = NDArray[np.float32]
+
+
+class VocabularyMap:
+    """Translates ids between a target and a draft.
+
+    Attributes:
+        is_same: whether both have the same tokens with the same ids.
+    """
+
+    def __init__(self, target: Tokenizer, draft: Tokenizer | None) -> None:
+        """``draft`` None: the same vocabulary."""
+        self.is_same = draft is None
+        self._target, self._draft = target, draft
+        self._row = np.full(target.n_vocab, -np.inf, np.float32)
+        self._to_draft: dict[int, list[int]] = {}
+        if draft is not None:
+            of_piece = {piece: i for i, piece in reversed(list(_pieces(draft)))}
+            pairs = [(i, of_piece[piece]) for i, piece in _pieces(target) if piece in of_piece]
+            self._pairs = np.array(pairs, np.int64).reshape(-1, 2).T  # [2, n]: target id, draft id
+            self._to_draft = {i: [j] for i, j in pairs}
+
+    @classmethod
+    def between(cls, file: GgufFile, target: Tokenizer) -> Self:
+        """Return the map between a draft's file and a target.
+
+        Raises:
+            FormatError: the file's vocabulary is damaged.
+        """
+        if list(file.metadata.strings("tokenizer.ggml.tokens")) == list(target.vocabulary.texts):
+            return cls(target, None)
+        from ..tokenizer.load import load_tokenizer
+
+        return cls(target, load_tokenizer(file.metadata))
+
+    @property
+    def n_shared(self) -> int:
+        """Tokens that can be drafted."""
+        return self._target.n_vocab if self._draft is None else self._pairs.shape[1]
+
+    def prompt(self, ids: Sequence[int]) -> list[int]:
+        """Return the draft's ids of a whole prompt; its text is tokenized as the draft does it."""
+        if self._draft is None:
+            return list(ids)
+        result: list[int] = []
+        if self._draft.add_bos and self._draft.bos_id is not None:
+            result.append(self._draft.bos_id)
+        text = b""
+        for token_id in ids:
+            if self._is_control(token_id):
+                result += self._encoded(text) + self._to_draft.get(token_id, [])
+                text = b""
+            else:
+                text += self._target.piece(token_id)
+        return result + self._encoded(text)
+
+    def further(self, ids: Iterable[int]) -> list[int]:
+        """Return the draft's ids of tokens that continue a text."""
+        if self._draft is None:
+            return list(ids)
+        result: list[int] = []
+        for token_id in ids:
+            known = self._to_draft.get(token_id)
+            if known is None:
+                known = [] if self._is_control(token_id) else self._encoded(self._target.piece(token_id))
+                self._to_draft[token_id] = known
+            result += known
+        return result
+
+    def row(self, logits: F32) -> F32:
+        """Return a draft's logits as a row of the target's: -inf where it has none. Overwritten by the next call."""
+        if self._draft is None:
+            self._row[: len(logits)] = logits
+        elif self._pairs.size:
+            self._row[self._pairs[0]] = logits[self._pairs[1]]
+        return self._row
+
+    def _is_control(self, token_id: int) -> bool:
+        return bool(int(self._target.vocabulary.attrs[token_id]) & (Attr.CONTROL | Attr.UNKNOWN))
+
+    def _encoded(self, text: bytes) -> list[int]:
+        assert self._draft is not None
+        return self._draft.encode(text, add_special=False) if text else []
+
+
+def _pieces(tokenizer: Tokenizer) -> Iterable[tuple[int, tuple[bool, bytes]]]:
+    """Yield (id, (whether it is a control token, its bytes)) of every token that stands for something."""
+    attrs = tokenizer.vocabulary.attrs
+    for token_id in range(tokenizer.n_vocab):
+        is_control = bool(int(attrs[token_id]) & Attr.CONTROL)
+        piece = tokenizer.piece(token_id, special=is_control)
+        if piece:
+            yield token_id, (is_control, piece)
