@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 from .catalogue import DEFAULT_MODEL
 from .chat_loop import RAW_MAX_TOKENS, Chat, ChatSettings, Leave
 from .declare import Argument, Option
-from .generation import choose_seed, generation_params, open_engine, parse_template_kwargs, sampler_options
+from .generation import (
+    check_speculation,
+    choose_seed,
+    generation_params,
+    open_engine,
+    parse_template_kwargs,
+    sampler_options,
+)
 from .model_ref import resolve
-from .options import LoadOptions, PromptOptions, SamplingOptions
+from .options import LoadOptions, PromptOptions, SamplingOptions, SpeculationOptions
 from .render.chat_screen import PlainScreen, TerminalScreen
 from .render.text import count, size
 from .text_input import argument_text, choose_text
@@ -25,6 +32,7 @@ def chat(
     loading: LoadOptions,
     sampling: SamplingOptions,
     prompting: PromptOptions,
+    speculation: SpeculationOptions,
     model: Annotated[
         str,
         Argument(
@@ -45,18 +53,20 @@ def chat(
     In a terminal: /help lists the commands, Ctrl-C stops an answer and keeps it, Ctrl-D leaves.
     From a pipe: each line is a turn, the answers go to standard output, and it ends with the input.
     """
+    check_speculation(speculation)
     kwargs = parse_template_kwargs(prompting.chat_template_kwargs)
     system = prompting.system_prompt
     if system is not None:
         system = argument_text(system, "--system-prompt")
     first = choose_text(prompt, file, where="-p/--prompt") if prompt is not None or file is not None else None
     path = resolve(model)
+    draft = None if speculation.draft is None else resolve(speculation.draft)
     is_interactive = sys.stdin.isatty() and sys.stdout.isatty()
     seed = choose_seed(sampling.seed)
-    params = generation_params(sampling, seed=seed)
-    with _open(path, loading, is_interactive=is_interactive) as engine:
+    params = generation_params(sampling, seed=seed, speculation=speculation)
+    with _open(path, loading, draft, is_interactive=is_interactive) as engine:
         if engine.template is None and params.max_tokens is None and not params.ignore_eos:
-            params = generation_params(sampling, seed=seed, max_tokens=RAW_MAX_TOKENS)
+            params = generation_params(sampling, seed=seed, max_tokens=RAW_MAX_TOKENS, speculation=speculation)
         screen = TerminalScreen() if is_interactive else PlainScreen()
         remarks = _remarks(engine, seed, params.max_tokens)
         if isinstance(screen, TerminalScreen):
@@ -73,6 +83,7 @@ def chat(
             system=system,
             template_kwargs=kwargs,
             stops_at_interrupt=is_interactive,
+            verifies_lossless=speculation.verify_lossless,
         )
         try:
             if first is not None:
@@ -83,15 +94,15 @@ def chat(
                 _answer_pipe(talk)
         except Leave:
             pass
-    if talk.n_errors and not is_interactive:
+    if talk.has_changed_text or (talk.n_errors and not is_interactive):
         raise SystemExit(1)
 
 
-def _open(path: Path, loading: LoadOptions, *, is_interactive: bool) -> Engine:
+def _open(path: Path, loading: LoadOptions, draft: Path | None, *, is_interactive: bool) -> Engine:
     from .line_input import without_echo
 
     with without_echo() if is_interactive else nullcontext():
-        return open_engine(path, loading)
+        return open_engine(path, loading, draft=draft)
 
 
 def _talk_in_terminal(talk: Chat, screen: PlainScreen | TerminalScreen) -> None:

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..formats.errors import CapacityError, ConfigError, LlmrunError
 from .conversation import Conversation
-from .generation import generate, stats_line
+from .generation import check_lossless, generate, stats_line
 from .think import ThinkSplitter, opens_thinking
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine, GenerationParams, Session
+    from ..runtime.engine import Engine, GeneratedToken, GenerationParams, Session
 
 RAW_MAX_TOKENS = 256  # a model without a chat template rarely ends by itself
 
@@ -71,6 +71,7 @@ class Chat:
         system: str | None = None,
         template_kwargs: dict[str, Any] | None = None,
         stops_at_interrupt: bool = True,
+        verifies_lossless: bool = False,
     ) -> None:
         self.engine = engine
         self.screen = screen
@@ -82,6 +83,8 @@ class Chat:
         self._session: Session = engine.session()
         self._sample = 0
         self._stops_at_interrupt = stops_at_interrupt
+        self._verifies_lossless = verifies_lossless
+        self.has_changed_text = False  # speculation did: found by --verify-lossless
         if system is not None and engine.template is None:
             raise ConfigError("--system-prompt needs a chat template")
 
@@ -164,10 +167,12 @@ class Chat:
         tail = self.engine.tokenizer.decode(ids[-8:], special=True)
         splitter = ThinkSplitter(is_thinking=self.engine.template is not None and opens_thinking(tail))
         text, is_stopped, n_generated = "", False, 0
+        seen: list[GeneratedToken] = []
         tokens = generate(self._session, ids, params)
         try:
             for token in tokens:
                 n_generated += 1
+                seen.append(token)
                 text += token.text
                 self._show(splitter.feed(token.text))
         except KeyboardInterrupt:
@@ -189,7 +194,19 @@ class Chat:
             self.screen.notice(f"stopped at the limit of {params.max_tokens} tokens (-n, /set predict)")
         line = stats_line(stats, n_used=len(self._session.tokens), n_ctx=n_ctx)
         self.screen.stats(f"{line} · stopped" if is_stopped else line)
+        if self._verifies_lossless:
+            self._verify(ids, params, seen)
         return text
+
+    def _verify(self, ids: list[int], params: GenerationParams, seen: list[GeneratedToken]) -> None:
+        """Say whether the answer is the same without speculation."""
+        try:
+            stats = check_lossless(self._session, ids, params, seen)
+        except LlmrunError as error:
+            self.has_changed_text = True
+            self.screen.error(str(error))
+        else:
+            self.screen.notice(f"the same {stats.n_generated} tokens without speculation, {stats.decode_tps:.1f} tok/s")
 
     def _show(self, parts: list[tuple[str, bool]]) -> None:
         for text, is_thinking in parts:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..formats.errors import ConfigError
+from ..formats.errors import ConfigError, LlmrunError
+from .declare import UsageError
 from .imports import import_engine, start_collector
-from .options import LoadOptions, SamplingOptions
+from .options import LoadOptions, SamplingOptions, SpeculationOptions
 from .render.progress import ProgressBar
 from .text_input import unescape
 
@@ -21,13 +23,14 @@ if TYPE_CHECKING:
 WHOLE_CONTEXT = 2**31 - 1  # what -1 means where an option counts the latest tokens
 
 
-def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -> Engine:
+def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None, draft: Path | None = None) -> Engine:
     """Open a model, with a progress bar where that takes long.
 
     Args:
         path: the GGUF file.
         options: how to open it.
         n_ctx: context in tokens; None: what ``options`` say.
+        draft: a model that drafts for it.
 
     Raises:
         LlmrunError: whatever the engine finds wrong with the file, the options or the machine.
@@ -43,6 +46,7 @@ def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None) -
             n_ubatch=options.ubatch_size,
             use_mmap=options.mmap,
             tokenizer_pre=options.override_pre,
+            draft=draft,
             on_progress=progress,
         )
     start_collector()
@@ -99,7 +103,12 @@ def parse_order(options: SamplingOptions) -> tuple[str, ...] | None:
 
 
 def generation_params(
-    options: SamplingOptions, *, seed: int, n_logprobs: int = 0, max_tokens: int | None = None
+    options: SamplingOptions,
+    *,
+    seed: int,
+    n_logprobs: int = 0,
+    max_tokens: int | None = None,
+    speculation: SpeculationOptions | None = None,
 ) -> GenerationParams:
     """Return the engine's parameters for one answer.
 
@@ -108,11 +117,14 @@ def generation_params(
         seed: the seed, already chosen.
         n_logprobs: likeliest tokens to report with each generated one.
         max_tokens: limit where the options set none.
+        speculation: the command line's options about guessing ahead.
     """
     import_engine()
     from ..runtime.engine import GenerationParams
     from ..runtime.sampling.settings import SamplerSettings
+    from ..runtime.speculation.settings import SpeculationSettings
 
+    spec = SpeculationOptions() if speculation is None else speculation
     return GenerationParams(
         sampler=SamplerSettings.from_options(sampler_options(options)),
         seed=seed,
@@ -120,7 +132,26 @@ def generation_params(
         stop=tuple(unescape(text) for text in options.reverse_prompt or () if text),
         n_logprobs=n_logprobs,
         ignore_eos=options.ignore_eos,
+        speculation=SpeculationSettings(mode=spec.spec, draft_max=spec.draft_max, draft_min=spec.draft_min),
     )
+
+
+def check_speculation(options: SpeculationOptions) -> None:
+    """Refuse combinations that would leave an option without effect.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if options.spec not in ("auto", "off", "draft", "ngram"):
+        raise UsageError(f"{options.spec!r} is not one of auto, off, draft, ngram", hint="--spec")
+    if options.draft is None and options.spec == "draft":
+        raise UsageError("draft needs a draft model: --draft MODEL", hint="--spec")
+    if options.draft is not None and options.spec in ("off", "ngram"):
+        raise UsageError(f"is not used with --spec {options.spec}", hint="--draft")
+    if options.draft_min > options.draft_max:
+        raise UsageError(f"is larger than --draft-max {options.draft_max}", hint="--draft-min")
+    if options.verify_lossless and options.spec == "off":
+        raise UsageError("has nothing to check with --spec off", hint="--verify-lossless")
 
 
 def parse_template_kwargs(text: str | None) -> dict[str, Any]:
@@ -164,12 +195,92 @@ def generate(session: Session, ids: list[int], params: GenerationParams) -> Gene
         tokens.close()
 
 
+def check_lossless(
+    session: Session, ids: list[int], params: GenerationParams, tokens: Sequence[GeneratedToken]
+) -> GenerationStats:
+    """Generate an answer again without guessing ahead, and compare the token ids.
+
+    Args:
+        session: the one that generated it; its ``stats`` become those of the second time.
+        ids: the prompt.
+        params: of the answer.
+        tokens: the answer, or its beginning where it was stopped.
+
+    Returns:
+        The numbers of the second time.
+
+    Raises:
+        LlmrunError: there is a difference.
+    """
+    from ..runtime.speculation.settings import SpeculationSettings
+
+    want = [token.token_id for token in tokens if token.token_id >= 0]
+    # An answer that ended by itself must do so again, right after its last token.
+    reason = session.stats.finish_reason
+    limit = len(want) if reason == "cancelled" else params.max_tokens
+    plain = replace(params, max_tokens=limit, n_logprobs=0, speculation=SpeculationSettings(mode="off"))
+    got = []
+    with ProgressBar("checking without guessing ahead") as progress:
+        for token in session.generate(ids, plain):
+            if token.token_id >= 0:
+                got.append(token.token_id)
+                progress("checking without guessing ahead", min(len(got), len(want)), len(want))
+            if got != want[: len(got)]:
+                break
+    if got != want or (reason != "cancelled" and session.stats.finish_reason != reason):
+        at = next((i for i, (a, b) in enumerate(zip(got, want, strict=False)) if a != b), min(len(got), len(want)))
+        there = [str(ids_[at]) if at < len(ids_) else "the end" for ids_ in (want, got)]
+        raise LlmrunError(
+            f"speculation changed the text: token {at} is {there[0]}, expected {there[1]}. This is a bug of llmrun"
+        )
+    return session.stats
+
+
+def speculation_part(stats: GenerationStats) -> list[str]:
+    """Return what the line about an answer says of guessing ahead; nothing where nothing was guessed."""
+    spec = stats.speculation
+    if spec is None or not any(source.n_pass for source in spec.sources.values()):
+        return []
+    sources = ", ".join(
+        f"{name} {source.n_accepted}/{source.n_drafted}" for name, source in spec.sources.items() if source.n_pass
+    )
+    return [f"speculation {spec.speedup:.2f}x ({sources} right, {spec.tokens_per_pass:.1f} tokens a pass)"]
+
+
+def speculation_numbers(stats: GenerationStats) -> dict[str, Any] | None:
+    """Return the numbers of ``--json`` about guessing ahead; None where it was off."""
+    spec = stats.speculation
+    if spec is None:
+        return None
+    return {
+        "n_token": spec.n_token,
+        "n_pass": spec.n_pass,
+        "tokens_per_pass": round(spec.tokens_per_pass, 3),
+        "speedup": round(spec.speedup, 3),
+        "plain_tps": round(spec.n_token / spec.plain_s, 3) if spec.plain_s else None,
+        "sources": {
+            name: {
+                "n_pass": source.n_pass,
+                "n_drafted": source.n_drafted,
+                "n_accepted": source.n_accepted,
+                "acceptance": round(source.acceptance, 4),
+                "mean_accepted": round(source.mean_accepted, 3),
+                "draft_s": round(source.draft_s, 6),
+                "drafted_at": source.drafted_at,
+                "accepted_at": source.accepted_at,
+            }
+            for name, source in spec.sources.items()
+        },
+    }
+
+
 def stats_line(stats: GenerationStats, *, n_used: int, n_ctx: int) -> str:
     """Return the one line about an answer: speeds, time to first token, context used."""
     cached = f" + {stats.n_cached} cached" if stats.n_cached else ""
     parts = [f"prefill {stats.prefill_tps:.1f} tok/s ({stats.n_prompt - stats.n_cached}{cached})"]
     if stats.n_generated > 1:
         parts.append(f"decode {stats.decode_tps:.1f} tok/s ({stats.n_generated})")
+    parts += speculation_part(stats)
     parts.append(f"first token {stats.first_token_s:.2f} s")
     parts.append(f"context {n_used}/{n_ctx}")
     return " · ".join(parts)

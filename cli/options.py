@@ -209,6 +209,51 @@ class SamplingOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpeculationOptions:
+    """How several tokens may be computed at once. None of it changes the text."""
+
+    draft: Annotated[
+        str | None,
+        Option(
+            "--draft",
+            "-md",
+            "--model-draft",
+            metavar="MODEL",
+            help="A small model that guesses ahead; the text stays the same.",
+            show_default=False,
+        ),
+    ] = None
+    draft_max: Annotated[
+        int,
+        Option(
+            "--draft-max",
+            "--draft-n",
+            min=0,
+            max=64,
+            metavar="N",
+            help="Guess at most N tokens ahead; 0: none.",
+        ),
+    ] = 16
+    draft_min: Annotated[
+        int, Option("--draft-min", min=0, max=64, metavar="N", help="Leave shorter guesses aside.")
+    ] = 0
+    spec: Annotated[
+        str,
+        Option(
+            "--spec",
+            metavar="auto|off|draft|ngram",
+            help="What guesses ahead: whatever pays, nothing, the draft model alone, or copies of the text alone.",
+        ),
+    ] = "auto"
+    verify_lossless: Annotated[
+        bool,
+        Option(
+            "--verify-lossless", help="Generate again without guessing ahead and compare; a difference is an error."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PromptOptions:
     """What the chat template is given besides the conversation."""
 

@@ -13,21 +13,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..formats.errors import ConfigError
 from .declare import Option, UsageError
 from .generation import (
+    check_lossless,
+    check_speculation,
     choose_seed,
     generate,
     generation_params,
     open_engine,
     parse_template_kwargs,
+    speculation_numbers,
     stats_line,
     timings,
 )
 from .model_ref import resolve
-from .options import LoadOptions, Model, PromptOptions, SamplingOptions
+from .options import LoadOptions, Model, PromptOptions, SamplingOptions, SpeculationOptions
 from .render.text import escaped, printable, styled
 from .text_input import argument_text, choose_text
 
 if TYPE_CHECKING:
-    from ..runtime.engine import Engine, GeneratedToken
+    from ..runtime.engine import Engine, GeneratedToken, GenerationStats
 
 MAX_LOGPROBS = 1000
 
@@ -37,6 +40,7 @@ def run(
     loading: LoadOptions,
     sampling: SamplingOptions,
     prompting: PromptOptions,
+    speculation: SpeculationOptions,
     prompt: Annotated[
         str | None,
         Option("--prompt", "-p", metavar="TEXT", help="The prompt; '-' or a pipe: standard input.", show_default=False),
@@ -66,12 +70,14 @@ def run(
         raise UsageError("needs --json", hint="--logprobs")
     if parse_special and not raw:
         raise UsageError("needs --raw: the text of a chat turn never holds special tokens", hint="--parse-special")
+    check_speculation(speculation)
     kwargs = parse_template_kwargs(prompting.chat_template_kwargs)
     text = choose_text(prompt, file, where="-p/--prompt")
     path = resolve(model)
+    draft = None if speculation.draft is None else resolve(speculation.draft)
     seed = choose_seed(sampling.seed)
-    params = generation_params(sampling, seed=seed, n_logprobs=logprobs)
-    with open_engine(path, loading) as engine:
+    params = generation_params(sampling, seed=seed, n_logprobs=logprobs, speculation=speculation)
+    with open_engine(path, loading, draft=draft) as engine:
         notices = list(engine.notices)
         if raw or engine.template is None:
             if not raw:
@@ -93,13 +99,18 @@ def run(
             raise
         stats = session.stats
         if as_json:
-            _print_json(engine, tokens, seed, stats.finish_reason, timings(stats), with_logprobs=logprobs > 0)
+            if speculation.verify_lossless:
+                check_lossless(session, ids, params, tokens)
+            _print_json(engine, tokens, seed, stats, with_logprobs=logprobs > 0)
         else:
             _end_line(as_json)
             if stats.finish_reason == "length" and params.max_tokens is None:
                 _remark(f"stopped: the context of {engine.n_ctx} tokens is full")
             line = stats_line(stats, n_used=len(session.tokens), n_ctx=engine.n_ctx)
             _remark(line)
+            if speculation.verify_lossless:
+                plain = check_lossless(session, ids, params, tokens)
+                _remark(f"the same {plain.n_generated} tokens without speculation, {plain.decode_tps:.1f} tok/s")
 
 
 def _chat_ids(engine: Engine, text: str, system_prompt: str | None, kwargs: dict[str, Any]) -> list[int]:
@@ -139,18 +150,18 @@ def _print_json(
     engine: Engine,
     tokens: list[GeneratedToken],
     seed: int,
-    finish_reason: str,
-    numbers: dict[str, Any],
+    stats: GenerationStats,
     *,
     with_logprobs: bool,
 ) -> None:
     report: dict[str, Any] = {
         "text": "".join(token.text for token in tokens),
         "token_ids": [token.token_id for token in tokens if token.token_id >= 0],  # -1: text that was held back
-        "finish_reason": finish_reason,
+        "finish_reason": stats.finish_reason,
         "seed": seed,
         "model": engine.info.path.name,
-        "timings": numbers,
+        "timings": timings(stats),
+        "speculation": speculation_numbers(stats),
     }
     if with_logprobs:
         report["logprobs"] = [

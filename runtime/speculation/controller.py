@@ -28,8 +28,8 @@ PRIOR_WEIGHT = 3.0
 TYPICAL = 0.7  # share of right guesses of a source of which nothing is known
 RATE_FADE = 0.9
 LEAST_GAIN = 0.02  # tokens
-ALLOWANCE, ALLOWANCE_TOKENS = 0.015, 200  # of the time of the answer's tokens, of at least so many
-PROBE_AFTER, PROBE_LATEST = 24, 400  # tokens until a source that did not pay is tried again, doubled each time
+ALLOWANCE, ALLOWANCE_TOKENS = 0.02, 200  # of the time of the answer's tokens, of at least so many
+PROBE_AFTER, PROBE_LATEST = 24, 100  # tokens until a source that did not pay is tried again, doubled each time
 PROBE_TOKENS = 2
 
 
@@ -58,6 +58,8 @@ class _Drafter:
         self.rates = Rates(source.priors)
         self.overall = Rates([TYPICAL])
         self.first_s = self.next_s = 0.0  # time of a draft's first guess, and of each further one
+        self.n_timed = 0
+        self.is_warm = False  # asked in the step before
         self.wait, self.n_skipped = PROBE_AFTER, PROBE_AFTER
         self.guesses: list[Guess] = []  # the last ones, for the tokens from ``base`` on
         self.base = 0
@@ -65,21 +67,27 @@ class _Drafter:
 
     def learn(self, context: Sequence[int]) -> None:
         """Compare the last guesses with what came."""
+        is_right = False
         for guess, token_id in zip(self.guesses, context[self.base :], strict=False):
             is_right = guess.token_id == token_id
             self.rates.learn(guess.sureness, is_right=is_right)
             self.overall.learn(0, is_right=is_right)
             if not is_right:
                 break
+        if is_right:  # a source that is being tried goes on being tried
+            self.n_skipped = self.wait
         self.guesses = []
 
-    def timed(self, place: int, seconds: float) -> None:
-        """Take note of the time of one guess."""
+    def timed(self, place: int, seconds: float, *, is_usual: bool) -> None:
+        """Take note of the time of one guess, the first of a draft (place 0) or a further one."""
         self.stats.draft_s += seconds
+        if not is_usual:
+            return
         if place == 0:
             self.first_s += (0.3 if self.first_s else 1.0) * (seconds - self.first_s)
         else:
-            self.next_s += (0.3 if self.next_s else 1.0) * (seconds - self.next_s)
+            self.next_s += (0.3 if self.n_timed else 1.0) * (seconds - self.next_s)
+            self.n_timed += 1
 
 
 class Controller:
@@ -101,6 +109,7 @@ class Controller:
         self._rate_tokens = self._rate_s = 0.0
         self._balance_s = 0.0  # what speculation has saved in this answer
         self._step_s = 0.0  # since the last plan
+        self._n_new_pass = self._n_planned = 0
         self._drafter: _Drafter | None = None  # whose draft is being verified
 
     @classmethod
@@ -116,6 +125,7 @@ class Controller:
         self._settings, self._ends = settings, answer.ends
         self._n_prompt = self._n_seen = len(prompt)
         self._balance_s = self._step_s = 0.0
+        self._n_new_pass = 0
         self._stats = SpeculationStats()
         for drafter in self._active():
             drafter.source.begin(prompt, answer)
@@ -131,7 +141,8 @@ class Controller:
         """Return the draft that is worth most, perhaps none."""
         self._learn(context)
         self._drafter, draft = None, []
-        limit = min(limit, self._settings.draft_max, 2 * self._costs.widest + 1)
+        widest = max(2 * self._costs.widest + 1, self._settings.draft_min)  # widths are tried step by step
+        limit = min(limit, self._settings.draft_max, widest)
         best = LEAST_GAIN
         for drafter in self._active():
             if not drafter.source.is_free:
@@ -147,8 +158,6 @@ class Controller:
                 gain, n = self._best_length(drafter, guesses, limit)
                 if gain > (best if self._drafter else LEAST_GAIN) and self._may_try(n):
                     best, self._drafter, draft = gain, drafter, guesses[:n]
-        if len(draft) < self._settings.draft_min:
-            self._drafter, draft = None, []
         self._n_planned = len(draft)
         return [guess.token_id for guess in draft]
 
@@ -156,7 +165,10 @@ class Controller:
         """Take note of the time of a pass."""
         self._costs.learn(n_row, elapsed_s)
         self._step_s += elapsed_s
+        self._n_new_pass += 1
         self._stats.n_pass += 1
+        if n_row > 1 and self._costs.is_known:  # as it is usually: a disturbed pass is not the draft's fault
+            self._balance_s -= self._costs(n_row) - self._costs(1)
 
     def verified(self, n_right: int) -> None:
         """Count the last draft."""
@@ -188,11 +200,11 @@ class Controller:
             self._rate_tokens = RATE_FADE * self._rate_tokens + n_new
             self._rate_s = RATE_FADE * self._rate_s + self._step_s
             plain_s = n_new * self._costs(1) if self._costs.is_known else self._step_s
-            self._balance_s += plain_s - self._step_s
+            self._balance_s += plain_s - self._n_new_pass * self._costs(1) if self._costs.is_known else 0.0
             self._stats.n_token += n_new
             self._stats.spent_s += self._step_s
             self._stats.plain_s += plain_s
-            self._step_s = 0.0
+            self._step_s, self._n_new_pass = 0.0, 0
 
     # ---- what pays -----------------------------------------------------------------------------------------
 
@@ -202,11 +214,15 @@ class Controller:
         plain = 1 / self._costs(1)
         return max(plain, self._rate_tokens / self._rate_s if self._rate_s else 0.0)
 
-    def _may_try(self, n_row: int) -> bool:
-        """Whether the answer can bear that a draft is wrong."""
+    @property
+    def _allowance_s(self) -> float:
+        """Seconds that the answer may still lose by trying."""
         n_token = max(ALLOWANCE_TOKENS, self._n_seen - self._n_prompt)
-        behind = self._balance_s - (self._costs(1 + n_row) - self._costs(1))
-        return behind > -ALLOWANCE * n_token * self._costs(1)
+        return self._balance_s + ALLOWANCE * n_token * self._costs(1)
+
+    def _may_try(self, n: int) -> bool:
+        """Whether the answer can bear that a draft of n tokens is wrong."""
+        return self._costs(1 + n) - self._costs(1) < self._allowance_s
 
     def _until_end(self, guesses: islice[Guess]) -> list[Guess]:
         """Return guesses up to the first that ends the answer."""
@@ -226,7 +242,7 @@ class Controller:
             reached *= drafter.rates[guess.sureness]
             total += reached
             gain = total - rate * (self._costs(1 + n) - plain)
-            if gain > best:
+            if gain > best and n >= self._settings.draft_min:
                 best, best_n = gain, n
         return best, best_n
 
@@ -235,16 +251,20 @@ class Controller:
         typical, rate, n_most = drafter.overall[0], self._rate, limit
         if self._expected(drafter, limit) <= best:
             drafter.n_skipped += 1
-            if drafter.n_skipped < drafter.wait or best > LEAST_GAIN:
+            drafter.is_warm = drafter.is_warm and drafter.n_skipped > drafter.wait
+            if drafter.n_skipped <= drafter.wait or best > LEAST_GAIN:
                 return []
-            n_most = min(limit, PROBE_TOKENS)
+            n_most = min(limit, PROBE_TOKENS if drafter.first_s else 1)
             drafter.wait = min(2 * drafter.wait, PROBE_LATEST)
         else:
             drafter.wait = PROBE_AFTER
-        if not self._may_try(1) or self._balance_s < -ALLOWANCE * ALLOWANCE_TOKENS * self._costs(1) + drafter.first_s:
+            if not drafter.first_s:  # it may be dear
+                n_most = 1
+        if not self._may_try(1) or self._allowance_s < drafter.first_s:
             return []
-        drafter.n_skipped = 0
-        drafter.source.budget_s = max(0.0, self._balance_s + ALLOWANCE * ALLOWANCE_TOKENS * self._costs(1))
+        was_used, drafter.n_skipped = drafter.is_warm, 0
+        drafter.is_warm = True
+        drafter.source.budget_s = max(0.0, self._allowance_s)
         guesses: list[Guess] = []
         reached, source = 1.0, drafter.source.guess(context)
         while len(guesses) < n_most:
@@ -252,12 +272,16 @@ class Controller:
             guess = next(source, None)
             elapsed = time.perf_counter() - started
             self._step_s += elapsed
-            drafter.timed(len(guesses), elapsed)
+            self._balance_s -= elapsed
+            # After a pause the first guess takes longer, because the text since then is read.
+            drafter.timed(1 if guesses else 0, elapsed, is_usual=was_used or bool(guesses))
             if guess is None:
                 break
             guesses.append(guess)
             reached *= drafter.rates[guess.sureness]
-            further_s = drafter.next_s + self._costs(len(guesses) + 2) - self._costs(len(guesses) + 1)
+            further_s = (
+                (drafter.next_s or drafter.first_s) + self._costs(len(guesses) + 2) - self._costs(len(guesses) + 1)
+            )
             if guess.token_id in self._ends or reached * typical <= rate * further_s:
                 break
         drafter.guesses, drafter.base = guesses, len(context)
@@ -269,6 +293,6 @@ class Controller:
         for n in range(1, limit + 1):
             reached *= drafter.overall[0]
             total += reached
-            spent_s = self._costs(1 + n) - plain + drafter.first_s + (n - 1) * drafter.next_s
+            spent_s = self._costs(1 + n) - plain + drafter.first_s + (n - 1) * (drafter.next_s or drafter.first_s)
             best = max(best, total - rate * spent_s)
         return best

@@ -23,7 +23,7 @@ VERSION = 1
 MAX_FILE_BYTES = 1 << 16
 MAX_FILES = 64
 SLOPE = 0.1  # of the time of one row, for each further row, before anything is known; optimistic, so that it is tried
-LEARN, DRIFT = 0.2, 0.05
+LEARN, DRIFT = 0.2, 0.1
 KNOWN = 3  # passes after which a width says something about the machine's load
 
 

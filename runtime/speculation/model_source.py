@@ -18,7 +18,7 @@ from .source import Answer, Guess
 # Classes of sureness: how far the picked token's logit is above the best of the others.
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)
 PRIORS = (0.2, 0.35, 0.5, 0.6, 0.65, 0.72, 0.8, 0.87, 0.93, 0.97)
-FIRST_WINDOW = 48  # tokens that are read before anything is known of what they cost
+FIRST_WINDOW = 24  # tokens that are read before anything is known of what they cost
 WIDEN = 2  # a window that has proved itself is read anew, so many times as long
 
 

@@ -37,7 +37,7 @@ class SpeculationSettings:
             )
 
 
-DEFAULT_SPECULATION = SpeculationSettings(mode="off")
+DEFAULT_SPECULATION = SpeculationSettings()
 
 
 @dataclass(slots=True, kw_only=True)

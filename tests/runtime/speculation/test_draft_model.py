@@ -1,0 +1,117 @@
+"""A draft model, of the same vocabulary or another, follows the text and changes nothing of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from llmrun.runtime.engine import Engine
+from llmrun.runtime.sampling.settings import SamplerSettings
+from llmrun.runtime.session import GenerationParams
+from llmrun.runtime.speculation.draft_model import DraftModel
+from llmrun.runtime.speculation.model_source import ModelSource
+from llmrun.runtime.speculation.settings import SpeculationSettings
+from llmrun.runtime.speculation.vocabulary_map import VocabularyMap
+
+from ..machine import token_ids
+from .drafters import FixedPlanner
+
+OFF = SpeculationSettings(mode="off")
+PROMPT = token_ids("p", 40)
+
+
+class AffordingSource(ModelSource):
+    """May read whatever it wants."""
+
+    def guess(self, context):
+        self.budget_s = 1e9
+        return super().guess(context)
+
+
+@pytest.fixture(scope="module")
+def target(machine, tiny_path):
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=160, n_threads=1, n_ubatch=32) as engine:
+        yield engine
+
+
+@pytest.fixture
+def other_words(monkeypatch):
+    """Make a draft's vocabulary another one: the same tokens with other ids count as another vocabulary."""
+    make = VocabularyMap.__init__
+
+    def between(cls, file, tokenizer):
+        from llmrun.runtime.tokenizer.load import load_tokenizer
+
+        made = cls.__new__(cls)
+        make(made, tokenizer, load_tokenizer(file.metadata))
+        for token_id in range(0, 301, 3):  # a third of the tokens have no counterpart
+            made._to_draft.pop(token_id, None)
+        made._pairs = made._pairs[:, made._pairs[0] % 3 != 0]
+        return made
+
+    monkeypatch.setattr(VocabularyMap, "between", classmethod(between))
+
+
+def answers(engine, draft, sampler, lengths, n=100):
+    """Return the ids without and with a draft, and the planner."""
+    session = engine.session()
+    settings = GenerationParams(sampler=sampler, seed=7, max_tokens=n, ignore_eos=True, speculation=OFF)
+    try:
+        want = [t.token_id for t in session.generate(PROMPT, settings)]
+        planner = session._controller = FixedPlanner(AffordingSource(draft, engine.lock), lengths)
+        drafting = replace(settings, speculation=SpeculationSettings())
+        got = [[t.token_id for t in session.generate(PROMPT, drafting)] for _ in range(2)]
+    finally:
+        session.close()
+    assert draft.pages.n_page == len(draft.pages._free)
+    return want, got, planner
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.3, 0.8, 1.2])
+def test_the_target_as_its_own_draft_is_always_right(target, tiny_path, temperature):
+    """It sees the same noise, so it picks the same at any temperature."""
+    draft = DraftModel.open(tiny_path("llama", "Q8_0"), target)
+    want, got, planner = answers(target, draft, SamplerSettings(temperature=temperature, repeat_penalty=1.2), [4])
+    draft.close()
+    assert got == [want, want]
+    assert set(planner.n_right[:-1]) == {4}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.2])
+@pytest.mark.parametrize("n_head_token", [64, 32768])
+def test_a_random_draft_with_a_cut_head(target, tiny_path, temperature, n_head_token):
+    draft = DraftModel.open(tiny_path("qwen2", "Q8_0"), target, n_head_token=n_head_token)
+    want, got, planner = answers(target, draft, SamplerSettings(temperature=temperature), [3, 1])
+    draft.close()
+    assert got == [want, want]
+    assert draft.executor.program.outputs["logits"].n_col == min(n_head_token, 301)
+    assert len(planner.n_row) > 100
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_a_draft_of_another_vocabulary(target, tiny_path, other_words, name, temperature):
+    draft = DraftModel.open(tiny_path(name, "Q8_0"), target)
+    assert not draft.vocabulary.is_same
+    assert draft.vocabulary.n_shared == 200
+    want, got, planner = answers(target, draft, SamplerSettings(temperature=temperature), [3])
+    draft.close()
+    assert got == [want, want]
+    if name == "llama":
+        assert sum(planner.n_right) > 20
+
+
+def test_the_controller_with_a_draft_model(tiny_path):
+    """The whole path: an engine opened with a draft, what is used is the controller's choice."""
+    path = tiny_path("llama", "Q8_0")
+    texts = set()
+    with Engine.open(path, n_ctx=160, n_threads=1, draft=path) as engine:
+        for mode in ("off", "auto", "ngram", "draft"):
+            session = engine.session()
+            settings = GenerationParams(
+                sampler=SamplerSettings(), seed=7, max_tokens=100, ignore_eos=True,
+                speculation=SpeculationSettings(mode=mode),
+            )  # fmt: skip
+            texts.add(tuple(t.token_id for t in session.generate(PROMPT, settings)))
+            assert (session.stats.speculation is None) == (mode == "off")
+            session.close()
+    assert len(texts) == 1
