@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from .declare import Argument, Option, UsageError
 from .imports import import_engine
-from .model_ref import resolve
 from .options import Model
 from .render.progress import ProgressBar
 from .text_input import read_text
@@ -140,10 +139,11 @@ def read(file: Path | None) -> str:
 
 
 def open_model(stack: ExitStack, model: str) -> ModelSource:
-    """Open a model, closed with the stack."""
-    from ..runtime.layerwise.source import open_source
+    """Open a GGUF file or a checkpoint folder, closed with the stack."""
+    from ..runtime.layerwise.source import open_checkpoint
+    from .checkpoint_source import open_source
 
-    return stack.enter_context(open_source(resolve(model)))
+    return stack.enter_context(open_checkpoint(open_source(model)))
 
 
 def open_runner(

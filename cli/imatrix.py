@@ -8,7 +8,6 @@ from typing import Annotated
 
 from .declare import Option, UsageError
 from .imports import import_engine
-from .model_ref import resolve
 from .options import Model
 from .render.progress import ProgressBar
 from .render.text import count
@@ -61,14 +60,15 @@ def imatrix(
     from ..runtime.calibrate import measure_imatrix
     from ..runtime.evaluate import samples_of
     from ..runtime.layerwise.runner import LayerwiseRunner
-    from ..runtime.layerwise.source import open_source
+    from ..runtime.layerwise.source import open_checkpoint
     from ..runtime.perplexity import plan_chunks
     from ..runtime.texts import CALIBRATION, calibration_text
     from ..runtime.tokenizer.load import load_tokenizer
+    from .checkpoint_source import open_source
 
     others = [Imatrix.load(path, chunk_size=ctx_size) for path in in_file or []]
     text = calibration_text() if file is None else read_text(file)
-    with ProgressBar("measuring", has_time_left=True) as progress, open_source(resolve(model)) as source:
+    with ProgressBar("measuring", has_time_left=True) as progress, open_checkpoint(open_source(model)) as source:
         tokenizer = load_tokenizer(source.metadata)
         plan = plan_chunks(tokenizer, text, n_ctx=ctx_size, max_chunks=chunks if chunks >= 0 else None)
         fed = [sample.ids for sample in samples_of(plan, tokenizer)]

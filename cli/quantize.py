@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +16,12 @@ from .declare import Argument, Option, UsageError
 from .imports import import_numpy, start_collector
 from .quantize_report import print_estimate, print_notes, print_result
 from .render.progress import ProgressBar
+from .render.text import escaped
 
 if TYPE_CHECKING:
     from ..quant.checkpoint import Checkpoint
     from ..quant.file_types import FileType
+    from ..quant.quality_card import QualityCard
     from ..quant.quantize_plan import QuantizeOptions, QuantizePlan
 
 TensorTypes = Annotated[
@@ -74,6 +78,21 @@ def quantize(
         ),
     ] = None,
     keep_split: Annotated[bool, Option("--keep-split", help="As many files as IN has.")] = False,
+    quality: Annotated[
+        bool,
+        Option(
+            "--quality", help="Measure the result beside IN, and keep the figures in its metadata (a quality card)."
+        ),
+    ] = False,
+    text: Annotated[
+        Path | None,
+        Option(
+            "--quality-text",
+            metavar="FILE",
+            help="The text that is measured on, which implies --quality; without: the one that llmrun brings.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Only show sizes, memory, and how fast the result may run here.")
     ] = False,
@@ -114,7 +133,8 @@ def quantize(
         n_part = max(t.shard for t in checkpoint.tensors) + 1 if keep_split else 1
         _check_target(target, checkpoint, n_part, is_forced=force)
         print_notes(plan.notes)
-        written = _write(plan, target, threads, allows_nan=allow_nan, keeps_split=keep_split)
+        measure = _quality_measure(plan, text, threads) if quality or text else None
+        written = _write(plan, target, threads, allows_nan=allow_nan, keeps_split=keep_split, measure=measure)
     finally:
         checkpoint.close()
     print_result(plan, written, time.perf_counter() - start)
@@ -188,7 +208,39 @@ def _check_target(target: Path, checkpoint: Checkpoint, n_part: int, *, is_force
             raise ConfigError(f"{path}: exists already; --force replaces it")
 
 
-def _write(plan: QuantizePlan, target: Path, n_thread: int, *, allows_nan: bool, keeps_split: bool) -> list[Path]:
+def _quality_measure(plan: QuantizePlan, file: Path | None, n_thread: int) -> Callable[[Path], QualityCard]:
+    """Return what measures an unfinished file beside the plan's source."""
+    from ..runtime.layerwise.source import ModelSource, open_gguf
+    from ..runtime.quality import measure_quality
+    from ..runtime.texts import CALIBRATION, calibration_text
+    from .text_input import read_text
+
+    text = calibration_text() if file is None else read_text(file)
+
+    def measure(path: Path) -> QualityCard:
+        with open_gguf(path) as result, ProgressBar("measuring the result", has_time_left=True) as progress:
+            # The result's metadata are the source's, in GGUF's words.
+            source = ModelSource.of(plan.checkpoint, result.metadata)
+            card = measure_quality(
+                source, result, text, text_name=CALIBRATION if file is None else file.name,
+                imatrix=plan.options.imatrix, n_threads=n_thread or None, on_progress=progress,
+            )  # fmt: skip
+        for name, value in card.rows():
+            print(f"{escaped(name):24}  {escaped(value)}", file=sys.stderr)
+        return card
+
+    return measure
+
+
+def _write(
+    plan: QuantizePlan,
+    target: Path,
+    n_thread: int,
+    *,
+    allows_nan: bool,
+    keeps_split: bool,
+    measure: Callable[[Path], QualityCard] | None,
+) -> list[Path]:
     from ..runtime.quantizer import Quantizer
     from ..runtime.scale_search import CompiledSearch
     from ..runtime.threads import default_threads
@@ -202,4 +254,4 @@ def _write(plan: QuantizePlan, target: Path, n_thread: int, *, allows_nan: bool,
             allows_nan=allows_nan,
             on_progress=progress,
         )
-        return quantizer.write(target, keeps_split=keeps_split)
+        return quantizer.write(target, keeps_split=keeps_split, measure=measure)

@@ -75,6 +75,25 @@ class AtomicFile:
         except OSError as error:
             raise self._failure(error) from None
 
+    @property
+    def unfinished_path(self) -> Path:
+        """A name under which this process can read what was written so far."""
+        return self._named if self._named is not None else Path(f"/proc/self/fd/{self._fd}")
+
+    def overwrite(self, data: bytes) -> None:
+        """Replace the file's first bytes.
+
+        Raises:
+            CapacityError: the disk is full.
+            ConfigError: the file cannot be written for another reason.
+        """
+        try:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(self._fd, data[done:], done)
+        except OSError as error:
+            raise self._failure(error) from None
+
     def _failure(self, error: OSError) -> CapacityError | ConfigError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return CapacityError(f"{self.path}: the disk is full")

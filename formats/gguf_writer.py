@@ -63,6 +63,7 @@ class GgufWriter:
     def __init__(self, path: Path, metadata: Mapping[str, MetaValue], tensors: Sequence[TensorEntry]) -> None:
         self._tensors = list(tensors)
         header = header_bytes(metadata, self._tensors, path)
+        self._path, self._header_bytes = path, len(header)
         self._file = AtomicFile(path, len(header) + sum(_padded(t.n_bytes) for t in tensors))
         self._index, self._n_written = 0, 0
         try:
@@ -81,6 +82,22 @@ class GgufWriter:
         while self._index < len(self._tensors) and self._n_written == self._tensors[self._index].n_bytes:
             self._file.write(bytes(_padded(self._n_written) - self._n_written))
             self._index, self._n_written = self._index + 1, 0
+
+    @property
+    def unfinished_path(self) -> Path:
+        """A name under which this process can open the file before it is finished, when all tensors are written."""
+        return self._file.unfinished_path
+
+    def replace_metadata(self, metadata: Mapping[str, MetaValue]) -> None:
+        """Put other values in place of the metadata; together they must have the same size.
+
+        Raises:
+            ConfigError: the file cannot be written.
+        """
+        header = header_bytes(metadata, self._tensors, self._path)
+        if len(header) != self._header_bytes:
+            raise ValueError(f"metadata of {len(header)} bytes in place of {self._header_bytes}")
+        self._file.overwrite(header)
 
     def finish(self) -> None:
         """Flush the file to the disk and give it its name.

@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from ..formats.atomic_file import check_space
-from ..formats.errors import FormatError, quote
+from ..formats.errors import ConfigError, FormatError, quote
 from ..formats.gguf_writer import GgufWriter
 from ..formats.meta_value import MetaValue
 from ..formats.metadata import ValueType
 from ..quant.floats import F32, U8
+from ..quant.quality_card import QualityCard
 from ..quant.quantize import quantize
 from ..quant.quantize_plan import FLOATS, PlannedTensor, QuantizePlan
 from ..quant.scale_search import ScaleSearch
@@ -29,6 +30,7 @@ PIECE_WEIGHTS = 1 << 19  # 2 MB in float32: about 15 ms of work
 COPY_BYTES = 1 << 24
 
 Progress = Callable[[str, int, int], None]
+Measure = Callable[[Path], QualityCard]
 
 
 class Quantizer:
@@ -56,8 +58,14 @@ class Quantizer:
         self._allows_nan, self._on_progress = allows_nan, on_progress
         self._n_done = 0
 
-    def write(self, path: Path, *, keeps_split: bool = False) -> list[Path]:
+    def write(self, path: Path, *, keeps_split: bool = False, measure: Measure | None = None) -> list[Path]:
         """Write the result and return its paths: one, or with ``keeps_split`` as many as the source has files.
+
+        Args:
+            path: where.
+            keeps_split: as many files as the source has.
+            measure: returns the quality card of the complete but unfinished file at a path; the card is put into its
+                metadata before the file gets its name. Not for split results.
 
         Raises:
             FormatError: the source cannot be read any more, or holds weights that the type cannot.
@@ -65,6 +73,10 @@ class Quantizer:
             CapacityError: the disk is too small.
         """
         parts = self._parts(path, keeps_split)
+        if measure is not None:
+            if len(parts) > 1:
+                raise ConfigError(f"{path}: the quality of a split model cannot be kept in it; leave out --keep-split")
+            parts = [(path, {**parts[0][1], **QualityCard.placeholder()}, parts[0][2])]
         with ExitStack() as stack:
             # All are opened first: a full disk shows before the work, and none appears before all are complete.
             writers = []
@@ -76,6 +88,9 @@ class Quantizer:
             for writer, (_, _, tensors) in zip(writers, parts, strict=True):
                 for tensor in tensors:
                     self._write_tensor(writer, tensor, pool)
+            if measure is not None:
+                card = measure(writers[0].unfinished_path)
+                writers[0].replace_metadata({**parts[0][1], **card.metadata()})
             for writer in writers:
                 writer.finish()
         return [part_path for part_path, _, _ in parts]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...formats.gguf import GgufFile
+from ...formats.gguf_writer import header_bytes
 from ...formats.metadata import Metadata
 from ...quant.checkpoint import Checkpoint, GgufCheckpoint, SourceTensor
 
@@ -33,14 +35,21 @@ class ModelSource:
 
 
 @contextmanager
-def open_source(path: Path) -> Iterator[ModelSource]:
-    """Open a model of any format, closed at the end of the ``with`` block.
+def open_checkpoint(checkpoint: Checkpoint) -> Iterator[ModelSource]:
+    """Run an opened checkpoint of any kind; it is closed at the end of the ``with`` block.
 
     Raises:
-        FormatError: it is no model, or damaged.
+        FormatError: its metadata are damaged.
     """
-    with open_gguf(path) as source:
-        yield source
+    try:
+        with tempfile.TemporaryDirectory(prefix="llmrun-") as folder:
+            path = Path(folder) / "metadata.gguf"  # what reads a model's metadata reads them from such a file
+            path.write_bytes(header_bytes(checkpoint.metadata, [], path))
+            with GgufFile.open(path) as file:
+                file.metadata.path = checkpoint.path  # for messages
+                yield ModelSource.of(checkpoint, file.metadata)
+    finally:
+        checkpoint.close()
 
 
 @contextmanager

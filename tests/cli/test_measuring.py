@@ -11,6 +11,7 @@ from llmrun.formats.logits_file import LogitsFile
 from llmrun.quant.imatrix import Imatrix
 from llmrun.runtime.texts import CALIBRATION, calibration_text
 
+from ..hf_tiny import write_hf_folder
 from ..tiny_models import tiny_model_path
 
 SMALL = ("-c", 64, "--chunks", 2, "-t", 1)
@@ -112,3 +113,12 @@ def test_compare_finds_another_models_tensor(cli, tiny, tmp_path):
     assert "tensors that stand out: 1" in result.out
     assert "blk.1.ffn_up.weight (F32 -> F32): " in result.out
     assert "other weights, not a rounding" in result.out
+
+
+def test_a_folder_is_measured_like_its_file(cli, tiny, tmp_path):
+    """A Hugging Face checkpoint and the GGUF file that is made of it are one model."""
+    folder = write_hf_folder(tmp_path / "hf", "llama_llama3")
+    assert cli("quantize", folder, tmp_path / "f32.gguf", "F32").code == 0
+    record = json.loads(cli("eval", "kld", tmp_path / "f32.gguf", folder, *SMALL, "--json").out)
+    assert record["kld_q1"] == pytest.approx(0, abs=1e-12)
+    assert cli("imatrix", folder, "-o", tmp_path / "m.gguf", *SMALL).code == 0

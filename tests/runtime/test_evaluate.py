@@ -16,7 +16,7 @@ from llmrun.runtime.divergence import report
 from llmrun.runtime.evaluate import compare_file, compare_models, samples_of, scored_rows, write_logits
 from llmrun.runtime.layerwise import runner as runner_module
 from llmrun.runtime.layerwise.runner import LayerwiseRunner
-from llmrun.runtime.layerwise.source import open_source
+from llmrun.runtime.layerwise.source import open_gguf
 from llmrun.runtime.perplexity import plan_chunks
 from llmrun.runtime.tokenizer.load import load_tokenizer
 
@@ -30,7 +30,7 @@ def opened(tiny_path):
     with ExitStack() as stack:
 
         def open_(name, kind="F32", *, n_ctx=32, n_chunk=7, **options):
-            source = stack.enter_context(open_source(tiny_path(name, kind)))
+            source = stack.enter_context(open_gguf(tiny_path(name, kind)))
             tokenizer = load_tokenizer(source.metadata)
             plan = plan_chunks(tokenizer, TEXT, n_ctx=n_ctx, max_chunks=n_chunk)
             return stack.enter_context(LayerwiseRunner(source, n_ctx=n_ctx, n_threads=2, **options)), plan, tokenizer

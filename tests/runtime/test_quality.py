@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmrun.formats.gguf import GgufFile
-from llmrun.runtime.layerwise.source import open_source
+from llmrun.runtime.layerwise.source import open_gguf
 from llmrun.runtime.probes import KINDS, PROBES, count_flips, probe_samples, results
 from llmrun.runtime.quality import compare_on_text, hash_source, measure_quality, spread
 from llmrun.runtime.texts import calibration_text
@@ -19,7 +19,7 @@ TEXT = calibration_text()[:3000]
 @pytest.fixture
 def pair(tiny_path):
     with ExitStack() as stack:
-        yield [stack.enter_context(open_source(tiny_path("qwen2", kind))) for kind in ("F32", "Q4_0")]
+        yield [stack.enter_context(open_gguf(tiny_path("qwen2", kind))) for kind in ("F32", "Q4_0")]
 
 
 def test_card_of_a_quantised_model(pair, tiny_path):

@@ -1,0 +1,56 @@
+"""``llmrun quantize --quality``: the card is measured before the file gets its name, and is in the same file."""
+
+import gguf
+import pytest
+
+from llmrun.formats.errors import ConfigError
+from llmrun.formats.gguf import GgufFile
+from llmrun.quant.quality_card import PREFIX, QualityCard
+from llmrun.runtime.texts import calibration_text
+
+from ..tiny_models import tiny_model_path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_model_path(tmp_path_factory.mktemp("tiny"), "qwen2", gguf.GGMLQuantizationType.F32)
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text").write_text(calibration_text()[:1500])
+    return tmp_path / "text"
+
+
+def test_card_is_in_the_file_and_shown(cli, tiny, text, tmp_path):
+    plain, measured = tmp_path / "plain.gguf", tmp_path / "measured.gguf"
+    assert cli("quantize", tiny, plain, "Q4_0").code == 0
+    result = cli("quantize", tiny, measured, "Q4_0", "--quality-text", text, "-t", 1)
+    assert result.code == 0, result.err
+    assert "quality: KL divergence" in result.err
+    with GgufFile.open(plain) as one, GgufFile.open(measured) as other:
+        card = QualityCard.from_metadata(other.metadata)
+        assert card.kld_mean > 0
+        assert card.text == "text"
+        keys = [k for k in other.metadata.keys() if not k.startswith(PREFIX)]  # noqa: SIM118 (no mapping)
+        assert keys == one.metadata.keys()
+        for name, info in one.tensors.items():
+            assert (one.data(info) == other.data(other.tensors[name])).all(), name
+    shown = cli("inspect", measured).out
+    assert f"mean {card.kld_mean:.6f}" in shown
+    assert PREFIX not in shown
+    assert cli("inspect", plain).out.count("quality") == 0
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["measured.gguf", "plain.gguf", "text"]
+
+
+def test_nothing_is_left_when_measuring_fails(cli, tiny, text, tmp_path, monkeypatch):
+    from llmrun.runtime import quality
+
+    def fail(*_args, **_options):
+        raise ConfigError("the measurement failed")
+
+    monkeypatch.setattr(quality, "measure_quality", fail)
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "Q4_0", "--quality-text", text)
+    assert result.code == 1
+    assert "the measurement failed" in result.err
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["text"]
