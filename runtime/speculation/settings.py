@@ -37,7 +37,7 @@ class SpeculationSettings:
             )
 
 
-DEFAULT_SPECULATION = SpeculationSettings()
+DEFAULT_SPECULATION = SpeculationSettings(mode="off")
 
 
 @dataclass(slots=True, kw_only=True)

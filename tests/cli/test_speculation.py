@@ -39,10 +39,11 @@ def test_options_reach_the_engine(cli, engine, model, command):
     assert (spec.mode, spec.draft_max, spec.draft_min) == ("draft", 7, 2)
 
 
-def test_it_is_on_by_default(cli, engine, model):
-    engine.replies = ["ok"]
-    cli("run", model, "-p", "x")
-    assert engine.params[0].speculation.mode == "auto"
+def test_it_is_on_where_there_is_a_draft_model(cli, engine, model):
+    engine.replies = ["ok", "ok", "ok"]
+    for options in ((), ("--draft", model), ("--spec", "ngram")):
+        cli("run", model, "-p", "x", *options)
+    assert [p.speculation.mode for p in engine.params] == ["off", "auto", "ngram"]
     assert engine.opened["draft"] is None
 
 
@@ -66,13 +67,13 @@ def test_senseless_combinations(cli, engine, model, args, message):
 
 def test_the_line_about_an_answer(cli, engine, model, speculating):
     engine.replies = ["answer"]
-    result = cli("run", model, "-p", "x", "-s", "1")
+    result = cli("run", model, "-p", "x", "-s", "1", "--spec", "ngram")
     assert "speculation 1.50x (ngram 5/6 right, 1.6 tokens a pass)" in result.err
 
 
 def test_json(cli, engine, model, speculating):
     engine.replies = ["answer"]
-    record = json.loads(cli("run", model, "-p", "x", "--json").out)["speculation"]
+    record = json.loads(cli("run", model, "-p", "x", "--json", "--spec", "ngram").out)["speculation"]
     assert (record["tokens_per_pass"], record["speedup"], record["plain_tps"]) == (1.6, 1.5, 5.333)
     ngram = record["sources"]["ngram"]
     assert (ngram["n_pass"], ngram["n_drafted"], ngram["n_accepted"], ngram["mean_accepted"]) == (2, 6, 5, 2.5)
