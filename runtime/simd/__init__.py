@@ -8,8 +8,9 @@
     tile.py          operations on a tile: one weight vector group against several tokens
     compiler.py      Numba front end -> LLVM -> object file, for any target from any machine
     object_file.py   symbols of ELF and Mach-O objects (an object must need none from outside)
+    source_hash.py   what a kernel is made from, as a hash
     object_cache.py  where objects lie on disk, and what is done when they cannot lie anywhere
     loader.py        objects -> callable addresses, through llvmlite alone
 
-A start that finds its objects imports ``isa``, ``object_cache`` and ``loader`` only.
+A start that finds its objects imports ``isa``, ``source_hash``, ``object_cache`` and ``loader`` only.
 """

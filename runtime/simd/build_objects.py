@@ -1,7 +1,7 @@
 """Build kernels for other machines into a folder: ``python -m llmrun.runtime.simd.build_objects FOLDER``.
 
-The folder gets what a wheel carries: ``<fingerprint>/<target>/<kernel>.o``, and a stamp file with the
-fingerprint and the compilers' versions. What is there already and current is kept. ``setup.py`` calls
+The folder gets what a wheel carries: ``<hash of the sources>/<target>/<kernel>.o``, and a stamp file with the
+hash and the compilers' versions. What is there already and current is kept. ``setup.py`` calls
 this; ``make objects`` too.
 """
 
@@ -19,7 +19,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .isa import TARGETS, supported_targets
-from .object_cache import STAMP, compiler_fingerprint, read_object, source_fingerprint, write_object
+from .object_cache import STAMP, read_object, write_object
+from .source_hash import all_kernels_hash, compilers_hash
 
 MAX_PROCESSES = 16  # a compiling process takes about 300 MB
 HEAVY = ("attention", "matmul_")  # compiled first, so that no process is left alone with them at the end
@@ -50,7 +51,7 @@ def build(folder: Path, targets: Sequence[str], kernels: Iterable[str], n_proces
         OSError: the folder cannot be written.
     """
     _clear_stale(folder)
-    out = folder / source_fingerprint()
+    out = folder / all_kernels_hash()
     jobs: dict[tuple[str, tuple[object, ...]], list[str]] = {}  # targets by kernel and LLVM text
     for kernel in sorted(kernels, key=lambda name: (not name.startswith(HEAVY), name)):
         for target in targets:
@@ -80,7 +81,7 @@ def _compile(kernel_name: str, targets: Sequence[str]) -> dict[str, bytes]:
 def _stamp() -> str:
     """Return what the stamp file says; its first word is what a start reads."""
     versions = " ".join(f"{name} {version(name)}" for name in ("numba", "llvmlite", "gguf"))
-    return f"{source_fingerprint()} {versions} {compiler_fingerprint()}\n"
+    return f"{all_kernels_hash()} {versions} {compilers_hash()}\n"
 
 
 def _clear_stale(folder: Path) -> None:
@@ -105,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
     n_object = build(options.folder, options.targets, options.kernels.split(","), options.processes)
     print(f"{n_object} objects compiled in {time.perf_counter() - started:.0f} s, {options.processes} processes")
     for target in options.targets:
-        paths = list((options.folder / source_fingerprint() / target).glob("*.o"))
+        paths = list((options.folder / all_kernels_hash() / target).glob("*.o"))
         print(f"{target}: {len(paths)} objects, {sum(path.stat().st_size for path in paths)} bytes")
     return 0
 

@@ -1,9 +1,9 @@
 """Where compiled kernels lie: beside the package (wheels), in the user's cache folder, or nowhere.
 
-A wheel carries objects under ``runtime/objects/<fingerprint>/<target>/<kernel>.o`` and a stamp file that
-says the fingerprint, so that a start hashes no sources. An object needs nothing of the compiler that made
-it: shipped ones are looked up by the sources alone, whatever versions are installed. What is compiled here
-is kept by sources and compilers.
+A wheel carries objects under ``runtime/objects/<hash of all sources>/<target>/<kernel>.o`` and a stamp file
+that says the hash, so that a start hashes no sources. An object needs nothing of the compiler that made it:
+shipped ones are looked up by the sources alone, whatever versions are installed. What is compiled here is kept
+as ``<hash of the compilers>/<target>/<kernel>.<hash of the kernel's own sources>.o`` (``source_hash.py``).
 
 Nothing about the cache may stop the program. A folder that cannot be used is passed over for the next
 one (cache folder, temporary folder, memory only) and the reason is kept in ``notices``, once. A file
@@ -23,92 +23,69 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from importlib.util import find_spec
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from .source_hash import compilers_hash, module_hash, module_of
+
 MAGIC = b"llmrun-object-1\n"
-KEEP_FINGERPRINTS = 3  # older builds of the kernels are deleted
-_PACKAGE = Path(__file__).parents[1]
-SHIPPED = _PACKAGE / "objects"  # filled when a wheel is built
-STAMP = "stamp"  # a file beside the fingerprints' folders
-# What kernels are made from, as (folder beside this package's, pattern) ...
-_SOURCES = (
-    ("runtime/kernels", "*.py"), ("runtime/simd", "*.py"), ("formats", "ggml_types.py"), ("quant", "pack_format.py"),
-    ("quant", "twins.py"), ("quant", "twin_*.py"), ("quant", "tables.py"), ("quant", "iq_grids.py"),
-    ("quant", "floats.py"),
-)  # fmt: skip
-# ... but for modules that only load, check or store them.
-_NOT_SOURCES = {"reference.py", "kernel_set.py", "object_cache.py", "loader.py", "build_objects.py"}
-# Files of other packages that decide what machine code is: the compilers' versions, gguf's codebooks.
-_OTHER_SOURCES = (("numba", "_version.py"), ("llvmlite", "_version.py"), ("gguf", "quants.py"))
+KEEP_COMPILERS = 3  # what older compilers made is deleted,
+KEEP_VERSIONS = 5  # and what older sources of a kernel are compiled to
+SHIPPED = Path(__file__).parents[1] / "objects"  # filled when a wheel is built
+STAMP = "stamp"  # a file beside the shipped hash's folder
 
 
-def source_fingerprint() -> str:
-    """Return a hash of every source that kernels are made from: the stamp's, or worked out (1 ms)."""
+def shipped_folder() -> Path | None:
+    """Return the folder of the objects that came with the package, or None in a checkout."""
     with contextlib.suppress(OSError, UnicodeError):
         stamp = (SHIPPED / STAMP).read_text(encoding="ascii").split()
         if stamp and re.fullmatch("[0-9a-f]{16}", stamp[0]):
-            return stamp[0]
-    digest = hashlib.sha256()
-    for path in fingerprint_sources():
-        digest.update(f"{path.parent.name}/{path.name}\n".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def compiler_fingerprint() -> str:
-    """Return a hash of what other packages put into kernels; imports none (importlib.metadata alone takes 40 ms)."""
-    digest = hashlib.sha256()
-    for package, file in _OTHER_SOURCES:
-        spec = find_spec(package)
-        if spec is not None and spec.origin is not None:
-            with contextlib.suppress(OSError):
-                digest.update((Path(spec.origin).parent / file).read_bytes())
-    return digest.hexdigest()[:8]
-
-
-def fingerprint_sources() -> Iterator[Path]:
-    """Yield the source files of ``source_fingerprint``."""
-    for folder, pattern in _SOURCES:
-        paths = sorted((_PACKAGE.parent / folder).glob(pattern))
-        yield from (path for path in paths if path.name not in _NOT_SOURCES)
+            return SHIPPED / stamp[0]
+    return None
 
 
 class ObjectCache:
-    """Objects of one fingerprint, by (target, kernel)."""
+    """Objects by target and kernel."""
 
-    def __init__(self, fingerprint: str | None = None) -> None:
-        self.fingerprint = fingerprint or source_fingerprint()
+    def __init__(self) -> None:
         self.notices: list[str] = []
+        self._shipped = shipped_folder()
         self._memory: dict[tuple[str, str], bytes] = {}
         self._folder: Path | None = None
         self._is_settled = False
 
     @property
     def folder(self) -> Path | None:
-        """The folder in use for this fingerprint, or None when objects stay in memory."""
+        """The folder in use, or None when objects stay in memory."""
         if not self._is_settled:
             self._folder, self._is_settled = self._choose_folder(), True
         return self._folder
+
+    def path(self, target: str, kernel: str) -> Path | None:
+        """Return where an object compiled here lies; None when objects stay in memory."""
+        return self.folder and self.folder / target / f"{kernel}.{module_hash(module_of(kernel))}.o"
 
     def get(self, target: str, kernel: str) -> bytes | None:
         """Return a sound object, or None."""
         if (target, kernel) in self._memory:
             return self._memory[target, kernel]
-        data = read_object(SHIPPED / self.fingerprint / target / f"{kernel}.o")
-        if data is None and self.folder is not None:  # a wheel that has all it needs makes no cache folder
-            data = read_object(self.folder / target / f"{kernel}.o")
+        data = read_object(self._shipped / target / f"{kernel}.o") if self._shipped else None
+        if data is None:  # a wheel that has all it needs makes no cache folder
+            path = self.path(target, kernel)
+            data = read_object(path) if path else None
         return data
 
     def put(self, target: str, kernel: str, data: bytes) -> None:
         """Keep an object, on disk if that is possible."""
         self._memory[target, kernel] = data
-        if self.folder is not None:
+        path = self.path(target, kernel)
+        if path is not None:
             try:
-                write_object(self.folder / target / f"{kernel}.o", data)
+                write_object(path, data)
+                _keep_newest(path.parent.glob(f"{kernel}.*.o"), KEEP_VERSIONS)
             except OSError as error:
-                self._give_up(self.folder, error)
+                assert self._folder is not None
+                self._give_up(self._folder, error)
 
     def _give_up(self, folder: Path, error: OSError) -> None:
         self.notices.append(f"compiled kernels are not kept: {folder}: {error.strerror or error}")
@@ -132,14 +109,14 @@ class ObjectCache:
         for private in (base.parent, base):  # whoever can write to the parent can put another folder in place
             private.mkdir(mode=0o700, parents=True, exist_ok=True)
             _check_private(private)
-        folder = base / f"{self.fingerprint}-{compiler_fingerprint()}"
+        folder = base / compilers_hash()
         folder.mkdir(mode=0o700, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.write_bytes(MAGIC)
         probe.unlink()
         with contextlib.suppress(OSError):
             os.utime(folder)
-            _prune(base, folder)
+            _keep_newest((path for path in base.iterdir() if path.is_dir()), KEEP_COMPILERS)
         return folder
 
 
@@ -170,11 +147,13 @@ def _candidates() -> Iterator[Path]:
         yield Path(tempfile.gettempdir()) / f"llmrun-{user}" / "objects"
 
 
-def _prune(base: Path, current: Path) -> None:
-    others = [p for p in base.iterdir() if p.is_dir() and p != current]
-    others.sort(key=lambda p: p.stat().st_mtime, reverse=True)
-    for stale in others[KEEP_FINGERPRINTS - 1 :]:
-        shutil.rmtree(stale, ignore_errors=True)
+def _keep_newest(paths: Iterable[Path], n: int) -> None:
+    """Delete all but the n files or folders that were changed last."""
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime, reverse=True)[n:]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def read_object(path: Path) -> bytes | None:

@@ -87,7 +87,7 @@ def test_norm_quantize(machine, target_name, n_col):
             assert np.array_equal(bound.get(y, n_tok), want), (n_tok, n_worker)
 
 
-@pytest.mark.parametrize("target_name", TARGET_NAMES)
+@pytest.mark.parametrize("target_name", WHOLE_TARGETS)
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_two_records_in_front_of_the_output_matrix(machine, target_name, has_norm):
     x = activations(rng_for("two records"), 33, 96)

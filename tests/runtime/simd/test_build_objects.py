@@ -1,6 +1,5 @@
 """Objects for every machine from this one: the same bytes each time, and the instructions that they are for."""
 
-import ast
 import os
 import struct
 import subprocess
@@ -13,8 +12,9 @@ from llmrun.runtime.kernels.registry import kernel_names
 from llmrun.runtime.simd import object_cache
 from llmrun.runtime.simd.build_objects import target_names
 from llmrun.runtime.simd.isa import TARGETS
-from llmrun.runtime.simd.object_cache import STAMP, ObjectCache, fingerprint_sources, read_object, source_fingerprint
+from llmrun.runtime.simd.object_cache import STAMP, ObjectCache, read_object
 from llmrun.runtime.simd.object_file import symbols
+from llmrun.runtime.simd.source_hash import all_kernels_hash
 
 ROOT = Path(__file__).parents[3]
 BUILT_TARGETS = ("x86-v2", "neon", "neon-dotprod", "neon-dotprod-macos")
@@ -33,7 +33,7 @@ def objects(tmp_path_factory):
     folder = tmp_path_factory.mktemp("objects")
     build(folder)
     return folder, {
-        (target, kernel): read_object(folder / source_fingerprint() / target / f"{kernel}.o")
+        (target, kernel): read_object(folder / all_kernels_hash() / target / f"{kernel}.o")
         for target in BUILT_TARGETS
         for kernel in BUILT_KERNELS
     }
@@ -57,7 +57,7 @@ def test_bytes_depend_on_neither_the_process_nor_the_order(objects, tmp_path):
     )
     for target in ("x86-v2", "neon-dotprod-macos"):
         for kernel in BUILT_KERNELS:
-            again = read_object(tmp_path / source_fingerprint() / target / f"{kernel}.o")
+            again = read_object(tmp_path / all_kernels_hash() / target / f"{kernel}.o")
             assert again == objects[1][target, kernel], (target, kernel)
 
 
@@ -75,7 +75,7 @@ def test_dot_product_targets_use_sdot(objects):
 
 def test_current_objects_are_kept_and_stale_ones_deleted(objects, tmp_path):
     build(tmp_path, targets=["neon"], kernels=["scale"])
-    path = tmp_path / source_fingerprint() / "neon" / "scale.o"
+    path = tmp_path / all_kernels_hash() / "neon" / "scale.o"
     written = path.stat().st_mtime_ns
     build(tmp_path, targets=["neon"], kernels=["scale", "add"])
     assert path.stat().st_mtime_ns == written
@@ -99,17 +99,17 @@ def test_unknown_target_is_named():
 
 
 def test_a_stamp_stands_for_the_sources(tmp_path, monkeypatch):
-    """A wheel's start hashes nothing, whatever lies beside it; a damaged stamp does."""
-    worked_out = source_fingerprint()
+    """A wheel's start hashes nothing, whatever lies beside it; a damaged stamp is none."""
     monkeypatch.setattr(object_cache, "SHIPPED", tmp_path)
+    assert object_cache.shipped_folder() is None
     for text, expected in (
-        ("0123456789abcdef numba 9\n", "0123456789abcdef"),
-        ("", worked_out),
-        ("?\n", worked_out),
-        ("é", worked_out),
+        ("0123456789abcdef numba 9\n", tmp_path / "0123456789abcdef"),
+        ("", None),
+        ("?\n", None),
+        ("é", None),
     ):
         (tmp_path / STAMP).write_text(text, encoding="utf-8")
-        assert source_fingerprint() == expected
+        assert object_cache.shipped_folder() == expected
 
 
 def test_shipped_objects_need_no_cache_folder(objects, monkeypatch, tmp_path):
@@ -118,38 +118,3 @@ def test_shipped_objects_need_no_cache_folder(objects, monkeypatch, tmp_path):
     cache = ObjectCache()
     assert cache.get("neon", "glu") == objects[1]["neon", "glu"]
     assert not (tmp_path / "unused").exists()
-
-
-def imported(path):
-    """Return the llmrun modules that one source file imports, as paths, and the names of other packages."""
-    found, others = set(), set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            others |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            others.add(node.module.split(".")[0])
-        elif isinstance(node, ast.ImportFrom):
-            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            candidates = [base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)]
-            found |= {candidate for candidate in candidates if candidate.is_file()}
-    return found, others
-
-
-# Imported by kernels or lowerings, but nothing of them gets into machine code.
-NEUTRAL = {ROOT / "formats" / "errors.py"}
-
-
-def test_the_fingerprint_covers_all_that_kernels_are_made_of():
-    covered = {path.resolve() for path in fingerprint_sources()}
-    assert all(path.is_file() for path in covered)
-    reached, waiting, packages = set(), {ROOT / "runtime" / "kernels" / "registry.py"}, set()
-    while waiting:
-        path = waiting.pop()
-        reached.add(path)
-        found, others = imported(path)
-        packages |= others - sys.stdlib_module_names
-        waiting |= found - reached
-    assert len(reached) > 10
-    assert not reached - NEUTRAL - covered
-    # NumPy only rounds constants; of the others' versions there is a hash in the names of cache folders.
-    assert packages <= {"numba", "llvmlite", "gguf", "numpy"}

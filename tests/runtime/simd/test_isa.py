@@ -146,8 +146,8 @@ def test_a_start_without_compiling_imports_nothing_heavy():
     import sys
 
     code = (
-        "import sys; from llmrun.runtime.simd import isa, object_cache; isa.check_cpu(); isa.choose_target();"
-        "object_cache.source_fingerprint(); print(sorted({'numpy', 'numba', 'psutil'} & set(sys.modules)))"
+        "import sys; from llmrun.runtime.simd import isa, source_hash; isa.check_cpu(); isa.choose_target();"
+        "source_hash.all_kernels_hash(); print(sorted({'numpy', 'numba', 'psutil'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

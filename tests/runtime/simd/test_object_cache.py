@@ -15,7 +15,14 @@ from llmrun.runtime.kernels import kernel_set
 from llmrun.runtime.kernels.kernel_set import LOOP_KERNELS, KernelSet, compile_missing
 from llmrun.runtime.simd import object_cache
 from llmrun.runtime.simd.isa import TARGETS
-from llmrun.runtime.simd.object_cache import KEEP_FINGERPRINTS, MAGIC, ObjectCache, read_object, write_object
+from llmrun.runtime.simd.object_cache import (
+    KEEP_COMPILERS,
+    KEEP_VERSIONS,
+    MAGIC,
+    ObjectCache,
+    read_object,
+    write_object,
+)
 
 from ..machine import BEST
 
@@ -37,8 +44,6 @@ def compile_really(monkeypatch):
 @pytest.fixture
 def folders(tmp_path, monkeypatch, objects):
     """Cache and temporary folder of this test's own; nothing is shipped; compiling takes no time."""
-    fingerprint = object_cache.source_fingerprint()
-    monkeypatch.setattr(object_cache, "source_fingerprint", lambda: fingerprint)
     monkeypatch.setattr(kernel_set, "compile_missing", lambda names, _: [(name, objects[name]) for name in names])
     monkeypatch.setenv("LLMRUN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(object_cache.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
@@ -49,6 +54,10 @@ def folders(tmp_path, monkeypatch, objects):
 
 def base_of(cache):
     return cache.folder.parent
+
+
+def path_of(kernel):
+    return ObjectCache().path(TARGET.name, kernel)
 
 
 def compiles():
@@ -63,7 +72,7 @@ def test_objects_are_kept_and_found_again(folders):
     assert compiles() == (0, [])
     folder = ObjectCache().folder
     assert folder.is_relative_to(folders / "cache")
-    assert sorted(p.name for p in (folder / TARGET.name).iterdir()) == ["lead.o", "work.o"]
+    assert sorted(p.name for p in (folder / TARGET.name).iterdir()) == [path_of(name).name for name in ("lead", "work")]
     for path in (folders / "cache", folders / "cache" / "objects", folder):
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
@@ -83,7 +92,7 @@ DAMAGE = {
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_file_that_is_not_sound_is_compiled_again(folders, damage):
     compiles()
-    path = ObjectCache().folder / TARGET.name / "lead.o"
+    path = path_of("lead")
     sound = path.read_bytes()
     path.write_bytes(DAMAGE[damage](sound))
     assert compiles() == (1, [])
@@ -91,7 +100,7 @@ def test_a_file_that_is_not_sound_is_compiled_again(folders, damage):
 
 
 def test_a_folder_in_the_place_of_a_file(folders):
-    path = ObjectCache().folder / TARGET.name / "lead.o"
+    path = path_of("lead")
     (path / "inside").mkdir(parents=True)
     n_compiled, notices = compiles()
     assert n_compiled == 2
@@ -99,21 +108,35 @@ def test_a_folder_in_the_place_of_a_file(folders):
     assert notice.startswith(f"compiled kernels are not kept: {ObjectCache().folder}: ")
 
 
-def test_other_sources_have_another_folder(folders):
-    one, two = ObjectCache("a" * 16), ObjectCache("b" * 16)
-    one.put("neon", "glu", b"old")
-    assert two.get("neon", "glu") is None
-    assert ObjectCache("a" * 16).get("neon", "glu") == b"old"
+def test_other_sources_have_another_object(folders, monkeypatch):
+    one, two = "1" * 16, "2" * 16
+    for module_hash, content in ((one, b"old"), (two, b"new")):
+        monkeypatch.setattr(object_cache, "module_hash", lambda module, value=module_hash: value)
+        assert ObjectCache().get("neon", "glu") is None
+        ObjectCache().put("neon", "glu", content)
+    assert ObjectCache().get("neon", "glu") == b"new"
+    monkeypatch.setattr(object_cache, "module_hash", lambda module: one)
+    assert ObjectCache().get("neon", "glu") == b"old"
 
 
-def test_old_builds_are_deleted(folders):
-    caches = [ObjectCache(f"{i:016x}") for i in range(6)]
-    for i, cache in enumerate(caches):
-        cache.put("neon", "glu", b"x")
-        os.utime(cache.folder, (i, i))
-    current = ObjectCache("f" * 16)
-    kept = {p.name[:16] for p in base_of(current).iterdir()}
-    assert kept == {"f" * 16, *(f"{i:016x}" for i in range(6)[-KEEP_FINGERPRINTS + 1 :])}
+def test_old_versions_are_deleted(folders, monkeypatch):
+    other = ObjectCache().path("neon", "rope")
+    ObjectCache().put("neon", "rope", b"x")
+    for i in range(KEEP_VERSIONS + 2):
+        monkeypatch.setattr(object_cache, "module_hash", lambda module, i=i: f"{i:016x}")
+        path = ObjectCache().path("neon", "glu")
+        ObjectCache().put("neon", "glu", b"x")
+        os.utime(path, (i, i))
+    names = {p.name for p in path.parent.iterdir()}
+    assert names == {other.name, *(f"glu.{i:016x}.o" for i in range(2, KEEP_VERSIONS + 2))}
+
+
+def test_what_old_compilers_made_is_deleted(folders, monkeypatch):
+    for i in range(KEEP_COMPILERS + 2):
+        monkeypatch.setattr(object_cache, "compilers_hash", lambda i=i: f"{i:08x}")
+        folder = ObjectCache().folder
+        os.utime(folder, (i, i))
+    assert {p.name for p in folder.parent.iterdir()} == {f"{i:08x}" for i in range(2, KEEP_COMPILERS + 2)}
 
 
 # ---- folders that cannot be used --------------------------------------------------------------
@@ -269,7 +292,7 @@ def test_two_processes_at_once(folders):
     out, _ = start(folders).communicate(timeout=60)
     assert out.strip() == "0 [] False"
     files = sorted((ObjectCache().folder / TARGET.name).iterdir())
-    assert [p.name for p in files] == ["lead.o", "scale.o", "work.o"]
+    assert [p.name for p in files] == [path_of(name).name for name in ("lead", "scale", "work")]
     assert all(read_object(p) for p in files)
 
 
