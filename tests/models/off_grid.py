@@ -1,6 +1,6 @@
 """Make a source for measuring quantisers: a development model, dequantised and moved off its quantisation grid.
 
-    python -m tests.models.off_grid IN.gguf OUT.gguf [--type F32|F16] [--seed 0] [--sigma 0.4] [--untie]
+    python -m tests.models.off_grid IN.gguf OUT.gguf [--type F32|F16] [--seed 0] [--sigma 0.4] [--untie] [--dither]
 
 A model that was quantised once lies on the grid of its type: quantising it again finds the old grid and proves
 nothing. Here every matrix is scaled by random factors that cancel elsewhere, so that the network computes the same
@@ -15,6 +15,11 @@ output_norm / c, with ``--untie``          columns of output * c; where it is ti
 =========================================  ==============================================================
 
 Token embeddings (and a tied output) stay as they are: nothing can be pushed through them.
+
+Scaled channels are just what AWQ scales back, so such a source flatters it. ``--dither`` makes one that does not:
+every weight of a matrix (embeddings too) is moved evenly within half a step of its grid, so that it lies anywhere the
+unknown original may have lain. That is another model, somewhat worse than the file it is made of, but its activations
+are a real model's, its weights lie on no grid, and no method is favoured. Use it with ``--sigma 0``.
 """
 
 import argparse
@@ -90,6 +95,17 @@ def moved(name, w, scales, hp, *, untie):
     return w
 
 
+def dithered(name, w, seed):
+    """Return ``w f32 [..., n_in]`` with every weight moved by less than half the step of its 16 neighbours' grid."""
+    rng = np.random.default_rng([seed, *name.encode(), 1])
+    blocks = w.reshape(-1, 16)
+    gaps = np.diff(np.sort(blocks, axis=1), axis=1)
+    size = np.abs(blocks).max(axis=1, keepdims=True)
+    gaps = np.where(gaps > 1e-4 * size, gaps, np.inf).min(axis=1, keepdims=True)  # of equal weights: none
+    step = np.where(np.isfinite(gaps), gaps, 0)
+    return (blocks + step * rng.uniform(-0.5, 0.5, blocks.shape)).astype(np.float32).reshape(w.shape)
+
+
 def read_shape(meta):
     """Return the head counts that the scales need."""
     arch = meta.required("general.architecture", str)
@@ -119,7 +135,7 @@ def copy_metadata(writer, meta, kind):
     writer.add_file_type(FILE_TYPE[kind])
 
 
-def move_off_grid(source, target, *, kind=GgmlType.F32, seed=0, sigma=0.4, untie=False):
+def move_off_grid(source, target, *, kind=GgmlType.F32, seed=0, sigma=0.4, untie=False, dither=False):
     """Write the moved model.
 
     Args:
@@ -129,6 +145,7 @@ def move_off_grid(source, target, *, kind=GgmlType.F32, seed=0, sigma=0.4, untie
         seed: of the factors.
         sigma: standard deviation of their logarithms; 0 only dequantises.
         untie: also move the output matrix, written beside the embeddings where the two are one.
+        dither: move every weight of a matrix within its grid's step.
     """
     with GgufFile.open(source) as file:
         meta, hp, scales = file.metadata, read_shape(file.metadata), Scales(seed, sigma)
@@ -147,6 +164,8 @@ def move_off_grid(source, target, *, kind=GgmlType.F32, seed=0, sigma=0.4, untie
         for name, old in origin.items():
             info = file.tensors[old]
             w = dequantize(info.ggml_type, file.data(info)).reshape(info.shape)
+            if dither and len(info.shape) > 1:
+                w = dithered(name, w, seed)
             new = moved(name, w, scales, hp, untie=untie)
             writer.write_tensor_data(new.astype(np.float16 if types[name] is GgmlType.F16 else np.float32))
             file.release(info)
@@ -162,10 +181,12 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sigma", type=float, default=0.4, help="of the logarithms of the factors")
     parser.add_argument("--untie", action="store_true", help="also move the output matrix")
+    parser.add_argument("--dither", action="store_true", help="move every weight within its grid's step")
     args = parser.parse_args()
     move_off_grid(
-        args.source, args.target, kind=GgmlType[args.type], seed=args.seed, sigma=args.sigma, untie=args.untie
-    )
+        args.source, args.target, kind=GgmlType[args.type], seed=args.seed, sigma=args.sigma, untie=args.untie,
+        dither=args.dither,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

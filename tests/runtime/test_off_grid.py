@@ -7,7 +7,7 @@ from llmrun.formats.ggml_types import GgmlType
 from llmrun.formats.gguf import GgufFile
 from llmrun.quant.dequantize import dequantize
 
-from ..models.off_grid import move_off_grid
+from ..models.off_grid import dithered, move_off_grid
 from .machine import token_ids
 from .runner import checked_logits
 
@@ -36,6 +36,14 @@ def test_computes_the_same(name, untie, tiny_path, tmp_path):
             one, other = (dequantize(f.tensors[tensor].ggml_type, f.data(f.tensors[tensor])) for f in (old, new))
             assert (one != other).mean() > 0.99, tensor
         assert ("output.weight" in new.tensors) == (untie or "output.weight" in old.tensors)
+
+
+def test_dither_moves_every_weight_within_its_step():
+    grid = 0.25 * np.random.default_rng(2).integers(-8, 8, (64, 64)).astype(np.float32)
+    moved = dithered("a", grid, 0)
+    assert np.abs(moved - grid).max() <= 0.125
+    assert np.abs(moved - grid).std() > 0.02
+    assert (dithered("a", np.ones((1, 32), np.float32), 0) == 1).all()
 
 
 def test_leaves_the_grid(tiny_path, tmp_path):
