@@ -6,7 +6,8 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..quant.file_types import FileType
     from ..quant.quality_card import QualityCard
     from ..quant.quantize_plan import QuantizeOptions, QuantizePlan
+    from ..runtime.calibrated_plan import Calibration
 
 TensorTypes = Annotated[
     list[str] | None,
@@ -78,6 +80,29 @@ def quantize(
         ),
     ] = None,
     keep_split: Annotated[bool, Option("--keep-split", help="As many files as IN has.")] = False,
+    method: Annotated[
+        str,
+        Option(
+            "--method",
+            metavar="NAME",
+            help="rtn: by the weights alone, or with --imatrix; imatrix, awq, gptq, awq+gptq: layer by layer, by what"
+            " the model makes of a text.",
+        ),
+    ] = "rtn",
+    calibration_text: Annotated[
+        Path | None,
+        Option(
+            "--calibration-text",
+            "-f",
+            metavar="FILE",
+            help="The text of these methods; without: the one that llmrun brings.",
+            show_default=False,
+        ),
+    ] = None,
+    chunks: Annotated[
+        int,
+        Option("--chunks", min=-1, metavar="N", help="Chunks of 512 tokens of it, evenly spread; -1: all."),
+    ] = 24,
     quality: Annotated[
         bool,
         Option(
@@ -114,6 +139,7 @@ def quantize(
     from ..quant.quantize_plan import plan_quantization
 
     mixture = file_type(type_name)
+    calibration = _calibration(method, calibration_text, chunks, has_imatrix=imatrix is not None)
     options = _options(
         mixture, imatrix, tensor_type or [], (output_tensor_type, token_embedding_type),
         is_pure=pure, leaves_output=leave_output_tensor, allows_requantize=allow_requantize,
@@ -133,8 +159,9 @@ def quantize(
         n_part = max(t.shard for t in checkpoint.tensors) + 1 if keep_split else 1
         _check_target(target, checkpoint, n_part, is_forced=force)
         print_notes(plan.notes)
-        measure = _quality_measure(plan, text, threads) if quality or text else None
-        written = _write(plan, target, threads, allows_nan=allow_nan, keeps_split=keep_split, measure=measure)
+        measure = _quality_measure(plan, text, threads, calibration) if quality or text else None
+        with _finished(plan, calibration, target, threads) as final:
+            written = _write(final, target, threads, allows_nan=allow_nan, keeps_split=keep_split, measure=measure)
     finally:
         checkpoint.close()
     print_result(plan, written, time.perf_counter() - start)
@@ -188,6 +215,51 @@ def default_target(source: Path, type_name: str) -> Path:
     return source.resolve().parent / f"{stem}-{type_name}.gguf"
 
 
+def _calibration(method: str, file: Path | None, n_chunk: int, *, has_imatrix: bool) -> Calibration | None:
+    """Return what a calibrated method needs; None for ``rtn``."""
+    if method == "rtn":
+        if file is not None:
+            raise UsageError("a text is for the methods imatrix, awq, gptq and awq+gptq", "--calibration-text")
+        return None
+    if has_imatrix:
+        raise UsageError(f"{method} measures what matters itself: leave one of the two out", "--imatrix")
+    if n_chunk == 0:
+        raise UsageError("0 chunks, expected at least 1, or -1 for all", "--chunks")
+    from ..runtime.calibrated_plan import Calibration, check_method
+    from ..runtime.texts import CALIBRATION, calibration_text
+    from .text_input import read_text
+
+    check_method(method)
+    text = calibration_text() if file is None else read_text(file)
+    name = CALIBRATION if file is None else file.name
+    return Calibration(method, text, name, n_chunk=n_chunk if n_chunk > 0 else None)
+
+
+@contextmanager
+def _finished(
+    plan: QuantizePlan, calibration: Calibration | None, target: Path, n_thread: int
+) -> Iterator[QuantizePlan]:
+    """Carry out what a calibrated method does before the file is written; yields the plan that is left."""
+    if calibration is None:
+        yield plan
+        return
+    from ..runtime.calibrated_plan import calibrated
+    from ..runtime.scale_search import CompiledSearch
+    from ..runtime.threads import default_threads
+
+    with ExitStack() as bar, ExitStack() as stack:
+        progress = bar.enter_context(ProgressBar("calibrating", has_time_left=True))
+        final = stack.enter_context(
+            calibrated(
+                plan, calibration, target, search=CompiledSearch(on_progress=progress),
+                n_thread=n_thread or default_threads()[0], on_progress=progress,
+                on_warning=lambda line: print_notes([line]),
+            )
+        )  # fmt: skip
+        bar.close()
+        yield final
+
+
 def _check_target(target: Path, checkpoint: Checkpoint, n_part: int, *, is_forced: bool) -> None:
     """Refuse to overwrite.
 
@@ -208,7 +280,9 @@ def _check_target(target: Path, checkpoint: Checkpoint, n_part: int, *, is_force
             raise ConfigError(f"{path}: exists already; --force replaces it")
 
 
-def _quality_measure(plan: QuantizePlan, file: Path | None, n_thread: int) -> Callable[[Path], QualityCard]:
+def _quality_measure(
+    plan: QuantizePlan, file: Path | None, n_thread: int, calibration: Calibration | None
+) -> Callable[[Path], QualityCard]:
     """Return what measures an unfinished file beside the plan's source."""
     from ..runtime.layerwise.source import ModelSource, open_gguf
     from ..runtime.quality import measure_quality
@@ -224,6 +298,7 @@ def _quality_measure(plan: QuantizePlan, file: Path | None, n_thread: int) -> Ca
             card = measure_quality(
                 source, result, text, text_name=CALIBRATION if file is None else file.name,
                 imatrix=plan.options.imatrix, n_threads=n_thread or None, on_progress=progress,
+                has_same_scales=calibration is None or not calibration.has_scales,
             )  # fmt: skip
         for name, value in card.rows():
             print(f"{escaped(name):24}  {escaped(value)}", file=sys.stderr)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,27 +103,30 @@ def folds_of_layer(
     return folds
 
 
-def choose_scales(fold: Fold, weights: Mapping[str, F32], hessian: Hessian, quantizer: Quantizer) -> F32 | None:
+def choose_scales(
+    fold: Fold, weights: Mapping[str, F32], hessian: Hessian, quantizer: Quantizer, pool: Executor
+) -> F32 | None:
     """Return the factors of a fold's producer, f32 [n]; None where none helps.
 
     Args:
         fold: the place.
         weights: f32 [n_row, n_in] by name.
         hessian: second moments of the consumers' input, finished.
-        quantizer: what will be done to the consumers.
+        quantizer: what will be done to the consumers; several threads call it.
+        pool: threads.
     """
     samples = {name: _sample(weights[name]) for name in fold.consumers}
     diagonal = hessian.diagonal
     x = _root(fold.gather(diagonal))
     w = _root(fold.gather(np.mean([np.square(s).mean(axis=0) for s in samples.values()], axis=0, dtype=np.float32)))
-    best, best_error = None, np.inf
-    for b in WEIGHT_EXPONENTS:
-        for a in INPUT_EXPONENTS:
-            scales = _normalized(x**a * w**-b)
-            error = _error(fold.spread(scales), samples, hessian, quantizer)
-            if error < best_error:
-                best, best_error = (scales if a or b else None), error
-    return best
+    candidates = [None, *(_normalized(x**a * w**-b) for b in WEIGHT_EXPONENTS for a in INPUT_EXPONENTS if a or b)]
+
+    def error(scales: F32 | None) -> float:
+        columns = np.ones(hessian.n_in, np.float32) if scales is None else fold.spread(scales)
+        return _error(columns, samples, hessian, quantizer)
+
+    errors = list(pool.map(error, candidates))
+    return candidates[int(np.argmin(errors))]
 
 
 def _sample(matrix: F32) -> F32:

@@ -27,17 +27,22 @@ class Hessian:
     Args:
         names: matrices that are multiplied with these rows.
         n_in: their width.
+        is_whole: False: only the diagonal is wanted, ``sums`` is a vector.
     """
 
-    def __init__(self, names: tuple[str, ...], n_in: int) -> None:
+    def __init__(self, names: tuple[str, ...], n_in: int, *, is_whole: bool = True) -> None:
         self.names, self.n_in, self.n_row = names, n_in, 0
-        self.sums: F32 = np.zeros((n_in, n_in), np.float32)
+        self.sums: F32 = np.zeros((n_in, n_in) if is_whole else n_in, np.float32)
 
     def add(self, x: F32, pool: Executor) -> None:
         """Add rows f32 [n, n_in]; rows much longer than the middle one of these are shortened."""
         norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
         limit = LARGEST_ROW * float(np.median(norms))
         factors = np.minimum(1.0, limit / np.maximum(norms, 1e-30)).astype(np.float32)
+        self.n_row += len(x)
+        if self.sums.ndim == 1:
+            self.sums += np.einsum("ij,ij,i->j", x, x, factors * factors)
+            return
         columns: F32 = np.ascontiguousarray((x * factors[:, None]).T)  # [n_in, n]
 
         def add_tile(i: int, j: int) -> None:
@@ -46,7 +51,6 @@ class Hessian:
 
         starts = range(0, self.n_in, TILE)
         _all(pool, add_tile, [(i, j) for i in starts for j in starts if j <= i])
-        self.n_row += len(x)
 
     def finish(self) -> None:
         """Divide by the number of rows, and fill the upper triangle.
@@ -57,13 +61,13 @@ class Hessian:
         if not np.isfinite(self.diagonal).all():
             raise FormatError(f"the input of tensor {quote(self.names[0])} becomes infinite or NaN on this text")
         self.sums /= np.float32(max(self.n_row, 1))
-        for i in range(0, self.n_in, TILE):
+        for i in range(0, self.n_in if self.sums.ndim > 1 else 0, TILE):
             self.sums[:i, i : i + TILE] = self.sums[i : i + TILE, :i].T
 
     @property
     def diagonal(self) -> F32:
         """The mean square of every column, f32 [n_in]: the importance matrix."""
-        return self.sums.diagonal()
+        return self.sums.diagonal() if self.sums.ndim > 1 else self.sums
 
     def output_error(self, error: F32) -> float:
         """Return the mean squared error of the outputs together, for weights off by f32 [n_row, n_in]."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from re import Pattern
 
 from ..formats.errors import ConfigError, FormatError, quote
@@ -85,12 +85,14 @@ class QuantizePlan:
         options: what the user wants.
         tensors: with their types.
         notes: lines that the user should read.
+        extra: metadata of the result beside the source's.
     """
 
     checkpoint: Checkpoint
     options: QuantizeOptions
     tensors: list[PlannedTensor]
     notes: list[str] = field(default_factory=list)
+    extra: Mapping[str, MetaValue] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
@@ -107,9 +109,18 @@ class QuantizePlan:
         """Size of the largest tensor in float32."""
         return max((4 * t.source.n_weights for t in self.tensors), default=0)
 
+    def with_finished(self, tensors: Mapping[str, SourceTensor], extra: Mapping[str, MetaValue]) -> QuantizePlan:
+        """Return a plan that takes tensors over from elsewhere, which may have another type than was planned."""
+        planned = [
+            t if tensors[t.source.name] is t.source
+            else PlannedTensor(replace(tensors[t.source.name], shard=t.source.shard), tensors[t.source.name].ggml_type)
+            for t in self.tensors
+        ]  # fmt: skip
+        return replace(self, tensors=planned, extra={**self.extra, **extra})
+
     def metadata(self) -> dict[str, MetaValue]:
         """Return the metadata of the result."""
-        values = dict(self.checkpoint.metadata)
+        values = {**self.checkpoint.metadata, **self.extra}
         values["general.quantization_version"] = MetaValue.u32(QUANTIZATION_VERSION)
         values["general.file_type"] = MetaValue.u32(self.options.mixture.number)
         imatrix = self.options.imatrix

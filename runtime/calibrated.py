@@ -2,17 +2,16 @@
 
 Each layer sees the rows as the quantised layers before it left them. Its inputs' second moments are gathered, channels
 are scaled (``quant/channel_scales.py``), matrices are quantised, with error feedback (``quant/feedback.py``) or
-without, and the rows pass through the result. Only one layer is in memory; finished blocks go to a temporary file.
-The result is a checkpoint whose tensors have their final type already: it is written like any other.
+without, and the rows pass through the result. Only one layer is in memory; finished blocks go to a ``BlockStore``, and
+a run that finds layers there already passes its rows through them and goes on. The result is a checkpoint whose tensors
+have their final type already: it is written like any other (``calibrated_plan.py``).
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,14 +23,19 @@ from ..quant.channel_scales import apply_scales, choose_scales, folds_of_layer
 from ..quant.checkpoint import SourceTensor
 from ..quant.dequantize import dequantize
 from ..quant.feedback import HAS_FEEDBACK, quantize_with_feedback
+from ..quant.file_types import layer_of
 from ..quant.floats import F32, U8
 from ..quant.hessian import Hessian, factor
 from ..quant.quantize import quantize
 from ..quant.scale_search import ScaleSearch
+from .block_store import BlockStore, KeptTensor
 from .layerwise.runner import PASS_ROWS, Layer, LayerwiseRunner
+from .memory import OVERHEAD_BYTES, available_bytes, gigabytes
 
 Warn = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
 ROW_STEP = 4096  # rows of a matrix outside of layers that are quantised at a time
+REST_SHARE = 1000  # of progress: what is outside of layers, about as much as one of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,27 +59,19 @@ METHODS = {
 }
 
 
-class _BlockFile:
-    """Finished tensors in a temporary file without a name: nothing is left behind however a run ends."""
+@dataclass(frozen=True, slots=True)
+class _Shares:
+    """How much of a layer's time each part takes, about: for the time left."""
 
-    def __init__(self, folder: Path | None) -> None:
-        try:
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by close)
-        except OSError as error:
-            raise CapacityError(f"{folder or tempfile.gettempdir()}: no temporary file: {error.strerror}") from None
+    gather: float
+    scale: float
+    quantize: float
+    advance: float
 
-    def append(self, blocks: U8) -> Callable[[], U8]:
-        """Keep blocks u8 [n_row, row_bytes]; return what reads them again."""
-        try:
-            start = self._file.seek(0, 2)
-            self._file.write(np.ascontiguousarray(blocks).data)
-            self._file.flush()
-        except OSError as error:
-            raise CapacityError(f"finished tensors cannot be kept: {error.strerror}") from None
-        return lambda: np.memmap(self._file, np.uint8, "r", start, blocks.shape)
-
-    def close(self) -> None:
-        self._file.close()
+    @classmethod
+    def of(cls, method: Method) -> _Shares:
+        parts = (0.3, 0.3 if method.has_scales else 0.0, 0.5 if method.has_feedback else 0.2, 0.2)
+        return cls(*(part / sum(parts) for part in parts))
 
 
 class CalibratedTensors:
@@ -87,12 +83,13 @@ class CalibratedTensors:
         method: a key of ``METHODS``.
         search: for scales.
         n_thread: threads.
-        folder: of the temporary file; None: the system's.
+        store: where finished tensors go; it is closed with this.
         on_warning: called with a line where a matrix cannot be quantised as asked for and is quantised plainly.
+        on_progress: called as (what, done, total).
 
     Raises:
         ConfigError: there is no such method.
-        CapacityError: no temporary file can be made.
+        CapacityError: memory is too small for the second moments of the widest input.
     """
 
     def __init__(
@@ -103,15 +100,24 @@ class CalibratedTensors:
         *,
         search: ScaleSearch,
         n_thread: int,
-        folder: Path | None = None,
+        store: BlockStore,
         on_warning: Warn | None = None,
+        on_progress: Progress | None = None,
     ) -> None:
         if method not in METHODS:
             raise ConfigError(f"method {method!r}, expected one of {', '.join(METHODS)}")
         self._runner, self._types, self._method, self._search = runner, types, METHODS[method], search
-        self._n_thread, self._on_warning = n_thread, on_warning
-        self._file = _BlockFile(folder)
+        self._n_thread, self._on_warning, self._on_progress = n_thread, on_warning, on_progress
+        self._store, self._shares, self._done = store, _Shares.of(self._method), 0.0
         self.tensors: dict[str, SourceTensor] = dict(runner.source.tensors)
+        self._check_memory()
+
+    def _check_memory(self) -> None:
+        needed, free = peak_bytes(self.tensors, self._method) + OVERHEAD_BYTES, available_bytes()
+        if needed > free:
+            raise CapacityError(
+                f"{self._runner.source.path}: this method needs {gigabytes(needed)}, {gigabytes(free)} free"
+            )
 
     def run(self, chunks: Sequence[Sequence[int]]) -> None:
         """Quantise the model with the rows of some chunks of token ids.
@@ -120,24 +126,59 @@ class CalibratedTensors:
             FormatError: an activation becomes infinite or NaN, or a weight is too large for its type.
             LlmrunError: what ``LayerwiseRunner.begin`` raises.
         """
-        with ThreadPoolExecutor(self._n_thread) as pool:
+        with _Threads(self._n_thread) as pool:
             self._runner.begin(chunks)
             for layer in self._runner.layers():
-                self._run_layer(layer, pool)
+                if (kept := self._store.finished.get(f"layer {layer.index}")) is not None:
+                    self._go_through(layer, kept)
+                else:
+                    self._run_layer(layer, pool)
+                    self._store.commit(f"layer {layer.index}")
+                self._done = layer.index + 1
             self._runner.finish()
-            self._run_rest(pool)
+            if (kept := self._store.finished.get("rest")) is not None:
+                for tensor in kept:
+                    self._adopt(tensor)
+            else:
+                self._run_rest(pool)
+                self._store.commit("rest")
 
-    def close(self) -> None:
-        """Remove the temporary file; the tensors cannot be read any more."""
-        self._file.close()
+    def close(self, *, is_done: bool = True) -> None:
+        """Close the store; the tensors cannot be read any more."""
+        self._store.close(is_done=is_done)
+
+    def _report(self, layer: Layer, share: float) -> None:
+        """Say that ``share`` of a layer is done, and look whether someone wants to end this."""
+        if self._on_progress:
+            n = self._runner.n_layer
+            self._on_progress(
+                f"layer {layer.index + 1} of {n}", int(1000 * (layer.index + share)), 1000 * n + REST_SHARE
+            )
+
+    def _go_through(self, layer: Layer, kept: Sequence[KeptTensor]) -> None:
+        """Pass the rows through a layer that an earlier run has finished."""
+        values = {}
+        for tensor in kept:
+            self._adopt(tensor)
+            values[tensor.name] = dequantize(tensor.ggml_type, tensor.raw()).reshape(self.tensors[tensor.name].shape)
+        layer.run(replaced=values, on_rows=lambda share: self._report(layer, share))
 
     def _run_layer(self, layer: Layer, pool: Executor) -> None:
-        hessians = _gather(layer, pool)
+        shares = self._shares
+        hessians = _gather(layer, pool, self._method, lambda share: self._report(layer, shares.gather * share))
         prefix = f"blk.{layer.index}."
         originals = {name: _read(t) for name, t in self._runner.source.tensors.items() if name.startswith(prefix)}
         values = dict(originals)
         if self._method.has_scales:
-            self._scale(layer.index, values, {name: h for h in hessians for name in h.names})
+            by_name = {name: h for h in hessians for name in h.names}
+            self._scale(
+                layer.index,
+                values,
+                by_name,
+                pool,
+                lambda done: self._report(layer, shares.gather + shares.scale * done),
+            )
+        done, n_all = shares.gather + shares.scale, sum(v.size for v in values.values())
         results: dict[str, F32] = {}
         for hessian in hessians:
             importance = hessian.diagonal.copy()
@@ -145,13 +186,22 @@ class CalibratedTensors:
             factored = self._factor(hessian, names, pool)
             for name in names:
                 results[name] = self._quantize(name, values[name], importance, factored, pool)
+                done += shares.quantize * values[name].size / n_all
+                self._report(layer, done)
         for name, value in values.items():
             if name not in results and value is not originals[name]:  # a scaled vector, or a matrix that stays
                 self._keep(name, GgmlType.F32, value.reshape(-1, value.shape[-1]).view(np.uint8))
                 results[name] = value
-        layer.run(replaced=results)
+        layer.run(replaced=results, on_rows=lambda share: self._report(layer, 1 - shares.advance * (1 - share)))
 
-    def _scale(self, index: int, values: dict[str, F32], hessians: Mapping[str, Hessian]) -> None:
+    def _scale(
+        self,
+        index: int,
+        values: dict[str, F32],
+        hessians: Mapping[str, Hessian],
+        pool: Executor,
+        on_done: Callable[[float], None],
+    ) -> None:
         hp = self._runner.hparams
         shapes = {name: value.shape for name, value in values.items()}
 
@@ -159,11 +209,13 @@ class CalibratedTensors:
             kind = self._types.get(name, GgmlType.F32)
             return dequantize(kind, quantize(rows, kind, importance, search=self._search))
 
-        for fold in folds_of_layer(index, shapes, hp.n_head, hp.n_head_kv, hp.n_embd_head):
+        folds = folds_of_layer(index, shapes, hp.n_head, hp.n_head_kv, hp.n_embd_head)
+        for i, fold in enumerate(folds):
             hessian = hessians[fold.consumers[0]]
-            scales = choose_scales(fold, values, hessian, quantized)
+            scales = choose_scales(fold, values, hessian, quantized, pool)
             if scales is not None:
                 apply_scales(fold, scales, values, hessian)
+            on_done((i + 1) / len(folds))
 
     def _factor(self, hessian: Hessian, names: Sequence[str], pool: Executor) -> tuple[F32, F32] | None:
         if not self._method.has_feedback or not any(self._types[name] in HAS_FEEDBACK for name in names):
@@ -185,12 +237,15 @@ class CalibratedTensors:
         return dequantize(kind, blocks)
 
     def _keep(self, name: str, kind: GgmlType, blocks: U8) -> None:
-        raw = self._file.append(blocks)
+        self._adopt(self._store.append(name, kind, blocks))
+
+    def _adopt(self, kept: KeptTensor) -> None:
+        kind, raw = kept.ggml_type, kept.raw
 
         def rows(start: int, stop: int) -> F32:
             return dequantize(kind, raw()[start:stop])
 
-        self.tensors[name] = replace(self.tensors[name], ggml_type=kind, rows=rows, raw=raw, release=None)
+        self.tensors[kept.name] = replace(self.tensors[kept.name], ggml_type=kind, rows=rows, raw=raw, release=None)
 
     def _run_rest(self, pool: Executor) -> None:
         """Quantise the output matrix with what it is multiplied with, and the embeddings."""
@@ -210,24 +265,46 @@ class CalibratedTensors:
         for start in range(0, tensor.n_rows, ROW_STEP):
             values = tensor.read_rows(start, min(start + ROW_STEP, tensor.n_rows))
             blocks[start : start + len(values)] = _quantize_rows(values, kind, importance, self._search, pool)
+            if self._on_progress:
+                n, done = self._runner.n_layer, start / tensor.n_rows
+                self._on_progress(tensor.name, int(1000 * n + REST_SHARE * done), 1000 * n + REST_SHARE)
         self._keep(tensor.name, kind, blocks)
         if tensor.release:
             tensor.release()
 
 
-def _gather(layer: Layer, pool: Executor) -> list[Hessian]:
+def peak_bytes(tensors: Mapping[str, SourceTensor], method: Method) -> int:
+    """Return about how much memory a method takes: a layer as floats, packed and scaled, and second moments."""
+    layers: dict[int, int] = {}
+    for tensor in tensors.values():
+        layers[layer_of(tensor.name)] = layers.get(layer_of(tensor.name), 0) + 4 * tensor.n_weights
+    layers.pop(-1, None)
+    widest = max((t.n_in for t in tensors.values() if layer_of(t.name) >= 0), default=0)
+    needs_moments = method.has_scales or method.has_feedback
+    return 3 * max(layers.values(), default=0) + (2 * 4 * widest * widest if needs_moments else 0)
+
+
+def _gather(layer: Layer, pool: Executor, method: Method, on_rows: Callable[[float], None]) -> list[Hessian]:
     """Return the second moments of each distinct input of a layer, finished."""
     found: dict[tuple[str, ...], Hessian] = {}
+    is_whole = method.has_scales or method.has_feedback
 
     def add(names: tuple[str, ...], x: NDArray[Any]) -> None:
         if names not in found:
-            found[names] = Hessian(names, x.shape[1])
+            found[names] = Hessian(names, x.shape[1], is_whole=is_whole)
         found[names].add(x, pool)
 
-    layer.run(on_input=add, advance=False)
+    layer.run(on_input=add, advance=False, on_rows=on_rows)
     for hessian in found.values():
         hessian.finish()
     return list(found.values())
+
+
+class _Threads(ThreadPoolExecutor):
+    """Threads; on the way out, work that has not begun is dropped."""
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown(wait=True, cancel_futures=True)
 
 
 def _read(tensor: SourceTensor) -> F32:

@@ -126,6 +126,7 @@ def measure_quality(
     *,
     text_name: str,
     imatrix: Imatrix | None = None,
+    has_same_scales: bool = True,
     n_ctx: int = DEFAULT_CTX,
     n_chunk: int | None = DEFAULT_CHUNKS,
     n_threads: int | None = None,
@@ -140,6 +141,7 @@ def measure_quality(
         text: what both read.
         text_name: name of the text.
         imatrix: weighs the errors of tensors, where it is known.
+        has_same_scales: False: channels were scaled, so that single tensors cannot be compared.
         n_ctx: tokens of a chunk.
         n_chunk: chunks, spread evenly over the text; None: all.
         n_threads: None takes what ``default_threads`` says.
@@ -152,7 +154,9 @@ def measure_quality(
     found = compare_on_text(
         source, result, text, n_ctx=n_ctx, n_chunk=n_chunk, n_threads=n_threads, folder=folder, on_progress=on_progress
     )
-    stats, _ = compare_tensors(source.tensors, result.tensors, imatrix, on_progress=on_progress)
+    stats: list[TensorStats] = []
+    if has_same_scales:
+        stats, _ = compare_tensors(source.tensors, result.tensors, imatrix, on_progress=on_progress)
     summary = found.divergence.summary()
     return QualityCard(
         ppl_base=summary["ppl_base"], ppl=summary["ppl"], kld_mean=summary["kld_mean"],

@@ -47,6 +47,7 @@ F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 OnInput = Callable[[tuple[str, ...], F32], None]
 OnOutput = Callable[[int, F32], None]
+OnRows = Callable[[float], None]
 
 PASS_ROWS = 512  # rows of one pass
 BLOCK_BYTES = 32 << 20  # of logits, and of the f32 weights that make them
@@ -175,6 +176,7 @@ class LayerwiseRunner:
         what: str,
         on_input: OnInput | None = None,
         on_output: OnOutput | None = None,
+        on_rows: OnRows | None = None,
         n_chunk: int | None = None,
     ) -> None:
         """Run all rows through a segment; see ``Layer.run``."""
@@ -203,7 +205,9 @@ class LayerwiseRunner:
                 if advance:
                     self.hidden.write(first + start, y)
                 n_done += n
-                if self._on_progress:
+                if on_rows:
+                    on_rows(n_done / total)
+                elif self._on_progress:
                     self._on_progress(what, self._n_advanced * total + n_done, (self.n_layer + 1) * total)
             first += len(chunk)
         self._n_advanced += advance
@@ -322,6 +326,7 @@ class Layer:
         on_input: OnInput | None = None,
         on_output: OnOutput | None = None,
         replaced: Mapping[str, F32] | None = None,
+        on_rows: OnRows | None = None,
         advance: bool = True,
         n_chunk: int | None = None,
     ) -> None:
@@ -332,6 +337,7 @@ class Layer:
                 distinct input, in program order; the array is overwritten later.
             on_output: called with (number of the first row, the layer's output f32 [n, n_embd]) for every pass.
             replaced: values for some of the layer's tensors, f32 in their shapes.
+            on_rows: called with the part of the rows that is done, instead of the runner's ``on_progress``.
             advance: keep the output as the next layer's input. Once; without, the layer can be run again.
             n_chunk: only the first chunks; not with ``advance``.
         """
@@ -340,7 +346,7 @@ class Layer:
         self.runner.run_segment(
             self.segment, advance=advance, replaced=replaced or {},
             what=f"layer {self.index + 1} of {self.runner.n_layer}",
-            on_input=on_input, on_output=on_output, n_chunk=n_chunk,
+            on_input=on_input, on_output=on_output, on_rows=on_rows, n_chunk=n_chunk,
         )  # fmt: skip
         self.has_advanced |= advance
 

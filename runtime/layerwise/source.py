@@ -35,19 +35,26 @@ class ModelSource:
 
 
 @contextmanager
-def open_checkpoint(checkpoint: Checkpoint) -> Iterator[ModelSource]:
-    """Run an opened checkpoint of any kind; it is closed at the end of the ``with`` block.
+def described(checkpoint: Checkpoint) -> Iterator[ModelSource]:
+    """Run an opened checkpoint of any kind; it stays open.
 
     Raises:
         FormatError: its metadata are damaged.
     """
+    with tempfile.TemporaryDirectory(prefix="llmrun-") as folder:
+        path = Path(folder) / "metadata.gguf"  # what reads a model's metadata reads them from such a file
+        path.write_bytes(header_bytes(checkpoint.metadata, [], path))
+        with GgufFile.open(path) as file:
+            file.metadata.path = checkpoint.path  # for messages
+            yield ModelSource.of(checkpoint, file.metadata)
+
+
+@contextmanager
+def open_checkpoint(checkpoint: Checkpoint) -> Iterator[ModelSource]:
+    """Run an opened checkpoint of any kind, closed at the end of the ``with`` block; raises like ``described``."""
     try:
-        with tempfile.TemporaryDirectory(prefix="llmrun-") as folder:
-            path = Path(folder) / "metadata.gguf"  # what reads a model's metadata reads them from such a file
-            path.write_bytes(header_bytes(checkpoint.metadata, [], path))
-            with GgufFile.open(path) as file:
-                file.metadata.path = checkpoint.path  # for messages
-                yield ModelSource.of(checkpoint, file.metadata)
+        with described(checkpoint) as source:
+            yield source
     finally:
         checkpoint.close()
 

@@ -125,7 +125,7 @@ def test_scales_keep_the_product_and_help(pool):
         return dequantize(GgmlType.Q4_0, quantize(w, GgmlType.Q4_0, importance, search=SEARCH))
 
     plain = hessian.output_error(quantizer("w", tensors["w"], hessian.diagonal) - tensors["w"])
-    scales = choose_scales(fold, tensors, hessian, quantizer)
+    scales = choose_scales(fold, tensors, hessian, quantizer, pool)
     apply_scales(fold, scales, tensors, hessian)
     np.testing.assert_allclose(tensors["w"] * tensors["n.weight"], before["w"], rtol=1e-6)
     scaled = hessian.output_error(quantizer("w", tensors["w"], hessian.diagonal) - tensors["w"])

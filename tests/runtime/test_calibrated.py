@@ -9,6 +9,7 @@ import pytest
 from llmrun.formats.errors import ConfigError
 from llmrun.formats.ggml_types import GgmlType
 from llmrun.quant.scale_search import NumpySearch
+from llmrun.runtime.block_store import BlockStore
 from llmrun.runtime.calibrated import CalibratedTensors
 from llmrun.runtime.layerwise.runner import LayerwiseRunner
 from llmrun.runtime.layerwise.source import open_gguf
@@ -40,16 +41,11 @@ def results(tiny_path, tmp_path):
             source = stack.enter_context(open_gguf(path))
             runner = stack.enter_context(LayerwiseRunner(source, n_ctx=64, n_threads=n_thread, folder=tmp_path))
             types = {n: kind for n, t in source.tensors.items() if len(t.shape) == 2 and n.startswith("blk")}
+            store = BlockStore(folder=tmp_path)
+            stack.callback(store.close)
             made = CalibratedTensors(
-                runner,
-                types,
-                method,
-                search=NumpySearch(),
-                n_thread=n_thread,
-                folder=tmp_path,
-                on_warning=on_warning,
+                runner, types, method, search=NumpySearch(), n_thread=n_thread, store=store, on_warning=on_warning
             )
-            stack.callback(made.close)
             made.run(CHUNKS)
             new = replace(source, tensors=made.tensors)
             other = stack.enter_context(LayerwiseRunner(new, n_ctx=64, n_threads=2, folder=tmp_path))
@@ -63,7 +59,7 @@ def test_scales_do_not_change_the_function(name, results, monkeypatch):
     """With scales chosen for Q4_0 but matrices kept as floats; values are rounded to f16 in the KV cache."""
     monkeypatch.setattr(
         "llmrun.runtime.calibrated.choose_scales",
-        lambda fold, values, hessian, quantizer: np.exp(
+        lambda fold, values, hessian, quantizer, pool: np.exp(
             np.random.default_rng(1).standard_normal(len(fold.gather(hessian.diagonal)))
         ).astype(np.float32),
     )

@@ -1,0 +1,167 @@
+"""Carry a plan out with a calibrated method: what ``llmrun quantize --method`` does before the file is written.
+
+The text is cut into chunks; those that a quality card is measured on are left out, so that no file is judged by the
+text that it was fitted to. Finished layers lie in a journal beside the result until that is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..formats.atomic_file import check_space
+from ..formats.errors import ConfigError, FormatError
+from ..formats.ggml_types import GgmlType
+from ..formats.meta_value import MetaValue
+from ..quant.quantize import QUANTIZABLE
+from ..quant.quantize_plan import FLOATS, QuantizePlan
+from ..quant.scale_search import ScaleSearch
+from .block_store import BlockStore
+from .calibrated import METHODS, CalibratedTensors
+from .evaluate import samples_of
+from .layerwise.runner import LayerwiseRunner
+from .layerwise.source import ModelSource, described
+from .perplexity import plan_chunks
+from .quality import DEFAULT_CHUNKS, spread
+from .tokenizer.load import load_tokenizer
+
+Progress = Callable[[str, int, int], None]
+DEFAULT_CTX = 512
+DEFAULT_CALIBRATION_CHUNKS = 24
+VERSION = 1  # of the arithmetic: a journal of another one is not gone on with
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a method looks at.
+
+    Attributes:
+        method: a key of ``METHODS``.
+        text: the text.
+        text_name: its name, kept in the result.
+        n_ctx: tokens of a chunk.
+        n_chunk: chunks, spread over the text; None: all.
+    """
+
+    method: str
+    text: str
+    text_name: str
+    n_ctx: int = DEFAULT_CTX
+    n_chunk: int | None = DEFAULT_CALIBRATION_CHUNKS
+
+    @property
+    def has_scales(self) -> bool:
+        """Whether weights of the result are multiples of the source's, channel by channel."""
+        return METHODS[self.method].has_scales
+
+    def chunks(self, source: ModelSource) -> list[list[int]]:
+        """Return token ids as a model is fed with them.
+
+        Raises:
+            LlmrunError: the text is too short, or the model has no tokenizer that can be read.
+        """
+        tokenizer = load_tokenizer(source.metadata)
+        n_token = len(tokenizer.encode(self.text, add_special=True))
+        chunks = plan_chunks(tokenizer, self.text, n_ctx=min(self.n_ctx, max(4, n_token // 2)))
+        if len(chunks) > 2 * DEFAULT_CHUNKS:
+            held_out = {id(chunk) for chunk in spread(chunks, DEFAULT_CHUNKS)}
+            chunks = [chunk for chunk in chunks if id(chunk) not in held_out]
+        return [sample.ids for sample in samples_of(spread(chunks, self.n_chunk), tokenizer)]
+
+    def metadata(self, n_chunk: int) -> dict[str, MetaValue]:
+        """Return what the result says of how it was made."""
+        return {
+            "llmrun.quantize.method": MetaValue.text(self.method),
+            "llmrun.quantize.text": MetaValue.text(self.text_name),
+            "llmrun.quantize.text_sha256": MetaValue.text(hashlib.sha256(self.text.encode()).hexdigest()),
+            "llmrun.quantize.chunks": MetaValue.u32(n_chunk),
+        }
+
+
+@contextmanager
+def calibrated(
+    plan: QuantizePlan,
+    calibration: Calibration,
+    target: Path,
+    *,
+    search: ScaleSearch,
+    n_thread: int,
+    on_progress: Progress | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> Iterator[QuantizePlan]:
+    """Quantise a plan's matrices; yields a plan that only copies them.
+
+    Args:
+        plan: what is to become what.
+        calibration: the method and its text.
+        target: the result; a journal and the hidden states lie beside it, and the journal stays when the ``with``
+            block ends with an error: the same call then goes on where this one ended.
+        search: for scales.
+        n_thread: threads.
+        on_progress: called as (what, done, total).
+        on_warning: see ``CalibratedTensors``.
+
+    Raises:
+        ConfigError: the source was quantised before, or another process does the same.
+        CapacityError: disk or memory is too small.
+        LlmrunError: the model cannot be run.
+    """
+    check_method(calibration.method)
+    if plan.options.keeps_quantized and not plan.options.allows_requantize:
+        kept = next((t for t in plan.tensors if t.source.ggml_type not in FLOATS), None)
+        if kept is not None:
+            raise ConfigError(
+                f"{plan.checkpoint.path}: holds quantised weights already, which {calibration.method} would change;"
+                " leave out --method, or give --allow-requantize"
+            )
+    types = {t.source.name: t.ggml_type for t in plan.tensors if len(t.source.shape) > 1 and t.ggml_type in QUANTIZABLE}
+    with ExitStack() as stack:
+        source = stack.enter_context(described(plan.checkpoint))
+        chunks = calibration.chunks(source)
+        folder = target.absolute().parent
+        runner = LayerwiseRunner(
+            source, n_ctx=max(map(len, chunks)), n_threads=n_thread, folder=folder, on_progress=on_progress
+        )
+        stack.enter_context(runner)
+        n_hidden = 4 * sum(map(len, chunks)) * runner.hparams.n_embd
+        check_space(folder / target.name, 2 * plan.n_bytes + n_hidden)  # the journal and the result
+        key = _key(plan, types, calibration.method, chunks)
+        store = BlockStore(folder / f".{target.name}.calibration", key)
+        try:
+            made = CalibratedTensors(
+                runner, types, calibration.method, search=search, n_thread=n_thread, store=store,
+                on_warning=on_warning, on_progress=on_progress,
+            )  # fmt: skip
+            made.run(chunks)
+            runner.close()
+            yield plan.with_finished(made.tensors, calibration.metadata(len(chunks)))
+        except BaseException:
+            store.close(is_done=False)
+            raise
+        store.close()
+
+
+def check_method(method: str) -> None:
+    """Refuse a method that does not exist.
+
+    Raises:
+        ConfigError: with those that do.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"method {method!r}, expected one of rtn, {', '.join(METHODS)}")
+
+
+def _key(plan: QuantizePlan, types: dict[str, GgmlType], method: str, chunks: Sequence[Sequence[int]]) -> str:
+    """Return a hash of all that finished layers depend on; of the source, names, sizes and times of its files."""
+    path = plan.checkpoint.path
+    try:
+        files = [p for p in path.iterdir() if p.suffix in (".safetensors", ".json")] if path.is_dir() else [path]
+        stats = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
+    parts = [VERSION, stats, {name: kind.name for name, kind in types.items()}, method, [list(c) for c in chunks]]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,109 @@
+"""``llmrun quantize --method``: calibrated files, an interrupted run that goes on, refusals."""
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+
+from llmrun.formats.gguf import GgufFile
+from llmrun.quant.dequantize import dequantize
+from llmrun.runtime import calibrated
+from llmrun.runtime.texts import calibration_text
+
+from ..models.off_grid import move_off_grid
+from ..tiny_models import tiny_model_path
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    move_off_grid(tiny_model_path(folder, "qwen2", gguf.GGMLQuantizationType.F32), folder / "tiny.gguf", sigma=0.8)
+    return folder / "tiny.gguf"
+
+
+@pytest.fixture
+def text(tmp_path):
+    (tmp_path / "text").write_text(calibration_text()[:3000])
+    return tmp_path / "text"
+
+
+def files(folder):
+    return sorted(p.name for p in folder.iterdir() if p.is_file())
+
+
+def divergence(cli, path, base, text):
+    return json.loads(cli("eval", "kld", path, base, "-f", text, "-c", 64, "--json").out)["kld_mean"]
+
+
+def test_methods_get_better_and_say_how_they_were_made(cli, tiny, text, tmp_path):
+    found = {}
+    for method in ("rtn", "imatrix", "awq+gptq"):
+        path = tmp_path / f"{method}.gguf"
+        more = () if method == "rtn" else ("-f", text)
+        result = cli("quantize", tiny, path, "Q4_0", "--method", method, *more, "-t", 2)
+        assert (result.code, result.out) == (0, f"{path}\n"), result.err
+        found[method] = divergence(cli, path, tiny, text)
+    assert found["awq+gptq"] < 0.7 * found["rtn"]
+    with GgufFile.open(tmp_path / "awq+gptq.gguf") as made, GgufFile.open(tmp_path / "rtn.gguf") as plain:
+        assert made.metadata.required("llmrun.quantize.method", str) == "awq+gptq"
+        assert made.metadata.required("llmrun.quantize.text", str) == "text"
+        kinds = [{n: (t.ggml_type, t.shape) for n, t in f.tensors.items()} for f in (made, plain)]
+        assert kinds[0] == kinds[1]
+        norm = "blk.1.ffn_norm.weight"
+        values = [dequantize(f.tensors[norm].ggml_type, f.data(f.tensors[norm])) for f in (made, plain)]
+        assert not np.array_equal(*values)
+    assert not any("calibration" in name for name in files(tmp_path))
+
+
+def test_a_card_of_scaled_weights_names_no_tensors(cli, tiny, text, tmp_path):
+    result = cli("quantize", tiny, tmp_path / "o.gguf", "Q4_0", "--method", "awq", "-f", text, "--quality-text", text)
+    assert result.code == 0, result.err
+    assert "quality: KL divergence" in result.err
+    assert "worst tensors" not in result.err
+
+
+def test_an_ended_run_goes_on_and_gives_the_same_bytes(cli, tiny, text, tmp_path, monkeypatch):
+    whole, resumed = tmp_path / "whole.gguf", tmp_path / "resumed.gguf"
+    arguments = ("Q4_0", "--method", "awq+gptq", "-f", text)
+    assert cli("quantize", tiny, whole, *arguments).code == 0
+    run_layer, n_run = calibrated.CalibratedTensors._run_layer, []
+
+    def ends_in_layer_2(self, layer, pool):
+        if layer.index == 2:
+            raise KeyboardInterrupt
+        run_layer(self, layer, pool)
+
+    monkeypatch.setattr(calibrated.CalibratedTensors, "_run_layer", ends_in_layer_2)
+    ended = cli("quantize", tiny, resumed, *arguments)
+    assert ended.code == 130
+    assert files(tmp_path) == [".resumed.gguf.calibration", "text", "whole.gguf"]
+
+    def counts(self, layer, pool):
+        n_run.append(layer.index)
+        run_layer(self, layer, pool)
+
+    monkeypatch.setattr(calibrated.CalibratedTensors, "_run_layer", counts)
+    assert cli("quantize", tiny, resumed, *arguments).code == 0
+    assert n_run == list(range(2, 2 + len(n_run)))
+    assert resumed.read_bytes() == whole.read_bytes()
+    assert files(tmp_path) == ["resumed.gguf", "text", "whole.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "magic"), "expected one of rtn, imatrix, awq, gptq, awq+gptq"),
+        (("-f", "text"), "a text is for the methods"),
+        (("--method", "awq", "--chunks", 0), "0 chunks"),
+        (("--method", "awq", "-f", "missing"), "missing: No such file"),
+        (("--method", "awq", "-f", "short"), "expected at least"),
+    ],
+)
+def test_refusals_are_one_line(cli, tiny, text, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "short").write_text("Hi")
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "Q4_0", *arguments)
+    assert result.code in (1, 2)
+    assert message in result.lines[-1], result.err
+    assert files(tmp_path) == ["short", "text"]
