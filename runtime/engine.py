@@ -32,8 +32,9 @@ from .packing import pack_kernels_of
 from .program import Program
 from .session import GeneratedToken, GenerationParams, GenerationStats, Session
 from .simd.isa import choose_target
-from .speculation.costs import PassCosts, SpeedFile
+from .speculation.costs import StepCosts
 from .speculation.loop import LONG_PASS_TOKENS
+from .speculation.speed_file import SpeedFile
 from .threads import default_threads
 from .weights import GgufWeights
 
@@ -92,7 +93,7 @@ class Engine:
         self.team: Team = parts["team"]
         self.draft: DraftModel | None = None
         self.lock = threading.Lock()  # one pass at a time
-        self._speeds: tuple[PassCosts, SpeedFile] | None = None
+        self._speeds: tuple[StepCosts, SpeedFile] | None = None
 
     @classmethod
     def open(
@@ -216,11 +217,11 @@ class Engine:
             raise
         return batch.n_out
 
-    def pass_costs(self) -> tuple[PassCosts, SpeedFile]:
+    def pass_costs(self) -> tuple[StepCosts, SpeedFile]:
         """Return what passes take on this machine, and where that is kept."""
         if self._speeds is None:
             file = SpeedFile.of_engine(self)
-            self._speeds = PassCosts(file.read()), file
+            self._speeds = file.read(), file
         return self._speeds
 
     def draft_sources(self) -> list[DraftSource]:

@@ -1,175 +1,207 @@
-"""What passes of the target take on this machine, by number of rows: measured as they happen, kept for the next run.
+"""What passes of the target and draft steps take on this machine, in plain steps: measured as they happen.
 
-A file of speeds is only a head start. Whatever is wrong with it (it is damaged, was written by a busy machine, belongs
-to other hardware) is measured away within a few passes; it can never change a text.
+The unit is the time of a plain step (a pass of one row) *at that moment*. Everything that computes beside changes the
+seconds, but hardly the ratio of two passes next to each other. So every measurement is held against the plain steps
+before and after it, and the planner is told when a plain step is due to be measured (``is_due``): it yields a token
+like any other, so that knowing costs next to nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import math
-import os
-import tempfile
 from bisect import bisect_left
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
 
-if TYPE_CHECKING:
-    from ..engine import Engine
+Key = int | str  # rows of a pass, or the name of another step
 
-VERSION = 1
-MAX_FILE_BYTES = 1 << 16
-MAX_FILES = 64
-SLOPE = 0.1  # of the time of one row, for each further row, before anything is known; optimistic, so that it is tried
-LEARN, DRIFT = 0.2, 0.1
-KNOWN = 3  # passes after which a width says something about the machine's load
+N_PLAIN = 5  # plain steps that tell what one takes at present
+N_KEPT = 24  # measurements of every other step
+N_SOUND = 4  # of them that are enough to do without those of a moment when the load changed
+OUTLIER = 2.0  # times the usual: what a longer measurement counts as
+N_FILE = 6  # that a price from another run stands for, unless the first N_WRONG contradict it
+N_WRONG = 2
+N_EXPECTED = 2  # measurements that the price which other widths let expect stands for
+SLOPE = 0.1  # plain steps for a further row, before anything is known; optimistic, so that it is tried
+DUE_AFTER, DUE_LATEST = 8, 64  # wide passes until a plain step is due; doubled while it brings nothing new
+DUE_S = 4.0  # that is due after so many seconds of wide passes
+NEWS = 1.15  # a plain step that took this much more or less than the last ones
+SURPRISE = 1.4  # a pass likewise: the machine has changed, if two of them follow each other
+LOOK_AHEAD = 16  # rows over which the price of a further one is averaged
 
 
-class PassCosts:
-    """Seconds of a pass by its number of rows."""
+class _Measured:
+    """One measurement: seconds, and those of a plain step around it."""
 
-    def __init__(self, seconds: dict[int, float] | None = None) -> None:
-        self._seconds = dict(seconds or {})  # as of load 1
-        self._n_seen = dict.fromkeys(self._seconds, 1)
-        self._load = 1.0  # the machine at present: others compute too, the context is long
-        self._widths = sorted(self._seconds)
+    __slots__ = ("plain_s", "seconds")
+
+    def __init__(self, seconds: float, plain_s: float) -> None:
+        self.seconds, self.plain_s = seconds, plain_s
+
+    @property
+    def ratio(self) -> float:
+        return self.seconds / self.plain_s
+
+
+class StepCosts:
+    """Prices of steps in plain steps.
+
+    Args:
+        ratios: what is known of passes from another run, by number of rows.
+        plain_s: seconds of a plain step then; only until the first one is measured.
+    """
+
+    def __init__(self, ratios: Mapping[int, float] | None = None, plain_s: float = 0.0) -> None:
+        self._plain: deque[float] = deque(maxlen=N_PLAIN)
+        self._plain_s = plain_s
+        self._kept: dict[Key, deque[_Measured]] = {}
+        self._from_file = {n for n in ratios or {} if n > 1}
+        self._open: list[_Measured] = []  # since the last plain step
+        self._prices: dict[Key, float] = {1: 1.0}
+        self._widths: list[int] = [1]
+        self._n_wide, self._wide_s, self._n_surprise = 0, 0.0, 0
+        self._due_after, self._is_due = DUE_AFTER, False
+        for n in list(self._from_file):
+            for _ in range(N_FILE):
+                self._keep(n, _Measured((ratios or {})[n], 1.0))
+
+    # ---- prices --------------------------------------------------------------------------------------------
 
     @property
     def is_known(self) -> bool:
         """Whether the time of a plain step is known."""
-        return 1 in self._seconds
+        return self._plain_s > 0
+
+    @property
+    def plain_s(self) -> float:
+        """Seconds of a plain step at present; 0: not known."""
+        return self._plain_s
 
     @property
     def widest(self) -> int:
         """The largest number of rows that was tried."""
-        return self._widths[-1] if self._widths else 0
+        return self._widths[-1]
 
     def __call__(self, n_row: int) -> float:
-        """Return the seconds of a pass: as measured, or what other widths let hope.
+        """Return the price of a pass: as measured, or where that was seldom, also what other widths let expect."""
+        if n_row == 1:
+            return 1.0
+        expected = self._expected(n_row)
+        if n_row not in self._kept:
+            return expected
+        n_seen = len(self._kept[n_row])
+        return (n_seen * self._prices[n_row] + N_EXPECTED * expected) / (n_seen + N_EXPECTED)
 
-        Hope makes widths be tried that were never measured, or only once, in a bad moment.
-        """
-        if not self.is_known:
-            return math.inf
-        known, n_seen = self._seconds.get(n_row), self._n_seen.get(n_row, 0)
-        if known is None:
-            return self._hoped(n_row) * self._load
-        trust = 1.0 if n_row == 1 else n_seen / (n_seen + 1)
-        return (trust * known + (1 - trust) * min(known, self._hoped(n_row))) * self._load
+    def further(self, n_row: int) -> float:
+        """Return the price of one row more, on average over as many further ones as make it cheapest."""
+        here = self(n_row)
+        return min((self(n_row + n) - here) / n for n in range(1, LOOK_AHEAD + 1))
 
-    def _hoped(self, n_row: int) -> float:
-        """Return the seconds between two measured widths, or with the least cost of a row that any width had."""
-        one, i = self._seconds[1], bisect_left(self._widths, n_row)
-        if 0 < i < len(self._widths) and self._widths[i] != n_row:
-            low, high = self._widths[i - 1], self._widths[i]
+    def at_worst(self, n_row: int) -> float:
+        """Return the price of a pass; where it was not measured in this run, that of its rows one by one."""
+        return float(n_row) if n_row not in self._kept or n_row in self._from_file else self(n_row)
+
+    def other(self, name: str) -> float | None:
+        """Return the price of a step that is no pass of the target; None: it was never measured."""
+        return self._prices.get(name)
+
+    def _expected(self, n_row: int) -> float:
+        """Return the price between two well-known widths; beyond them, with the least price of a row of any of them."""
+        sound = [n for n in self._widths if n == 1 or (n != n_row and len(self._kept[n]) >= N_SOUND)]
+        sound = sound if len(sound) > 1 else [n for n in self._widths if n != n_row]
+        i = bisect_left(sound, n_row)
+        if 0 < i < len(sound):
+            low, high = sound[i - 1], sound[i]
             part = (n_row - low) / (high - low)
-            return (1 - part) * self._seconds[low] + part * self._seconds[high]
-        slopes = [(s - one) / (n - 1) for n, s in self._seconds.items() if n > 1]
-        return one + max(0.0, min(slopes, default=SLOPE * one)) * (n_row - 1)
+            return (1 - part) * self._prices[low] + part * self._prices[high]
+        slopes = [(self._prices[n] - 1) / (n - 1) for n in sound if n > 1]
+        return 1 + max(0.0, min(slopes, default=SLOPE)) * (n_row - 1)
 
-    def learn(self, n_row: int, seconds: float) -> None:
-        """Take note of one pass."""
-        n_seen = self._n_seen.get(n_row, 0)
-        self._n_seen[n_row] = n_seen + 1
-        now = seconds / self._load
-        known = self._seconds.get(n_row)
-        if known is None:
-            self._seconds[n_row] = now
-            self._widths = sorted(self._seconds)
-        elif n_seen < KNOWN:  # the least of a few: what disturbs a measurement makes it longer
-            self._seconds[n_row] = min(known, now)
-        else:
-            ratio = min(max(now / known, 0.5), 2.0)
-            self._seconds[n_row] = known * (1 + LEARN * (ratio - 1))
-            self._load *= ratio**DRIFT
+    def ratios(self) -> dict[int, float]:
+        """Return the prices of the widths that were tried."""
+        return {n: self._prices[n] for n in self._widths if n > 1}
 
-    def measured(self) -> dict[int, float]:
-        """Return the seconds of the widths that were tried."""
-        return {n: seconds * self._load for n, seconds in self._seconds.items()}
+    # ---- measurements --------------------------------------------------------------------------------------
 
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time for a plain step."""
+        return self._is_due
 
-class SpeedFile:
-    """Where the speeds of one model on one machine are kept between runs.
+    def expire(self) -> None:
+        """Take note that time has passed: a plain step is due."""
+        self._is_due = True
 
-    Args:
-        path: None: nowhere.
-    """
+    def learn(self, n_row: int, seconds: float) -> float:
+        """Take note of one pass; return its price: the usual one as soon as that is known, else its own."""
+        price = 1.0
+        if n_row == 1:
+            self._learn_plain(seconds)
+        elif self._plain_s:
+            measured = self.learn_other(n_row, seconds)
+            self._judge_file(n_row)
+            usual = self(n_row)
+            is_known = n_row not in self._from_file and len(self._kept[n_row]) >= N_SOUND
+            price = usual if is_known else measured.ratio
+            is_usual = 1 / SURPRISE < measured.ratio / usual < SURPRISE
+            self._n_surprise = 0 if is_usual else self._n_surprise + 1
+            self._n_wide += 1
+            self._wide_s += seconds
+            if self._n_wide >= self._due_after or self._wide_s > DUE_S or self._n_surprise >= 2:
+                self._is_due = True
+        return price
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self._known: dict[int, float] = {}  # what the file says
+    def _judge_file(self, n_row: int) -> None:
+        """Forget what a file said of a width as soon as the first passes here all took much less or more."""
+        if n_row in self._from_file and len(kept := self._kept[n_row]) == N_FILE + N_WRONG:
+            self._from_file.remove(n_row)
+            said, here = kept[0].ratio, [kept[-1 - i] for i in range(N_WRONG)]
+            if all(m.ratio > SURPRISE * said for m in here) or all(m.ratio * SURPRISE < said for m in here):
+                kept.clear()
+                kept.extend(here)
 
-    @classmethod
-    def of_engine(cls, engine: Engine) -> SpeedFile:
-        """Return the file for a model, its threads and instruction set, and this machine's processor."""
-        from llvmlite.binding import get_host_cpu_name
+    def learn_other(self, key: Key, seconds: float) -> _Measured:
+        """Take note of a step of any kind; a plain step must be known."""
+        measured = _Measured(seconds, self._plain_s)
+        self._open.append(measured)
+        self._keep(key, measured)
+        return measured
 
-        info = engine.info
-        machine = (get_host_cpu_name(), os.cpu_count(), engine.isa, engine.n_threads)
-        facts = (info.path.name, info.file_bytes, info.n_params, *machine, VERSION)
-        folder = _folder()
-        if folder is None:
-            return cls(None)
-        return cls(folder / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:24]}.json")
+    def _keep(self, key: Key, measured: _Measured) -> None:
+        if key not in self._kept:
+            self._kept[key] = deque(maxlen=N_KEPT)
+            self._widths = sorted({*self._widths, key}) if isinstance(key, int) else self._widths
+        self._kept[key].append(measured)
+        self._prices[key] = median(m.ratio for m in self._kept[key])
 
-    def read(self) -> dict[int, float]:
-        """Return seconds by number of rows; empty where there is no sound file."""
-        if self._path is None:
-            return {}
-        try:
-            with self._path.open("rb") as file:
-                record = json.loads(file.read(MAX_FILE_BYTES))
-            seconds = {int(n): float(s) for n, s in record["pass_s"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
-            return {}
-        if not all(1 <= n <= 1024 and 1e-7 < s < 1e4 for n, s in seconds.items()) or 1 not in seconds:
-            return {}
-        self._known = seconds
-        return seconds
+    def _learn_plain(self, seconds: float) -> None:
+        """Take note of a plain step; what was measured since the last one is held against both."""
+        before, was_away = self._plain_s, self._n_wide > 0
+        is_news = not before or not 1 / NEWS < seconds / before < NEWS
+        if self._is_due:
+            self._due_after = DUE_AFTER if is_news else min(2 * self._due_after, DUE_LATEST)
+        if was_away and is_news:
+            self._plain.clear()
+        self._plain.append(seconds)
+        self._plain_s = median(self._plain)
+        self._settle(seconds, (before + seconds) / 2, is_news=is_news)
+        self._n_wide, self._wide_s, self._n_surprise = 0, 0.0, 0
+        self._is_due = was_away and is_news  # once more: it may have been a disturbance
 
-    def write(self, costs: PassCosts) -> None:
-        """Keep the speeds, if that is possible and they are news; the file appears whole or not at all."""
-        seconds = costs.measured()
-        if self._path is None or 1 not in seconds or not self._is_news(seconds):
+    def _settle(self, after_s: float, around_s: float, *, is_news: bool) -> None:
+        """Hold what was measured since the last plain step against that and the next one.
+
+        Where the load changed meanwhile, only the measurement right before the second says something.
+        """
+        opened, self._open = self._open, []
+        if not opened:
             return
-        self._known = seconds
-        record = {"version": VERSION, "pass_s": {str(n): float(f"{s:.4g}") for n, s in sorted(seconds.items())}}
-        temporary = None
-        with contextlib.suppress(OSError):
-            try:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".", suffix=".tmp")
-                with os.fdopen(handle, "w", encoding="ascii") as file:
-                    json.dump(record, file)
-                Path(temporary).replace(self._path)
-                temporary = None
-                _prune(self._path.parent)
-            finally:
-                if temporary is not None:
-                    with contextlib.suppress(OSError):
-                        Path(temporary).unlink()
-
-    def _is_news(self, seconds: dict[int, float]) -> bool:
-        known = self._known
-        return any(n not in known or not 0.8 < s / known[n] < 1.25 for n, s in seconds.items())
-
-
-def _prune(folder: Path) -> None:
-    files = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for stale in files[MAX_FILES:]:
-        stale.unlink()
-
-
-def _folder() -> Path | None:
-    chosen = os.environ.get("LLMRUN_CACHE")
-    if chosen:
-        return Path(chosen).absolute() / "speeds"
-    with contextlib.suppress(Exception):  # no home folder at all
-        from platformdirs import user_cache_path
-
-        path = user_cache_path("llmrun", appauthor=False)
-        if path.is_absolute():
-            return path / "speeds"
-    return None
+        for measured in opened:
+            measured.plain_s = around_s
+        if is_news:
+            opened.pop().plain_s = after_s
+        for key, kept in self._kept.items():
+            if is_news and (sound := [m for m in kept if m not in opened]):
+                kept.clear()
+                kept.extend(sound)
+            self._prices[key] = median(m.ratio for m in kept)

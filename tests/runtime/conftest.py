@@ -56,7 +56,7 @@ def make_runner(machine, tiny_path):
 @pytest.fixture(autouse=True)
 def no_kept_speeds(monkeypatch):
     """Speeds of tiny models are nobody's business."""
-    monkeypatch.setattr("llmrun.runtime.speculation.costs._folder", lambda: None)
+    monkeypatch.setattr("llmrun.runtime.speculation.speed_file._folder", lambda: None)
 
 
 @pytest.fixture(autouse=True)

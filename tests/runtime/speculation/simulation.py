@@ -4,9 +4,10 @@ import random
 
 from llmrun.runtime.speculation import controller as controller_module
 from llmrun.runtime.speculation.controller import Controller
-from llmrun.runtime.speculation.costs import PassCosts, SpeedFile
+from llmrun.runtime.speculation.costs import StepCosts
 from llmrun.runtime.speculation.settings import SpeculationSettings
 from llmrun.runtime.speculation.source import Answer, Guess
+from llmrun.runtime.speculation.speed_file import SpeedFile
 
 N_PROMPT = 50
 ANSWER = Answer(sampler=None, seed=1, sample=0, ends=frozenset())
@@ -28,9 +29,9 @@ class ChancySource:
     priors = (0.7,)
     n_guess = 0
 
-    def __init__(self, name, chance, clock, *, is_free, guess_s=0.0, start_s=0.0):
+    def __init__(self, name, chance, machine, *, is_free, guess_s=0.0, start_s=0.0):
         self.name, self.is_free = name, is_free
-        self._chance, self._clock, self._guess_s, self._start_s = chance, clock, guess_s, start_s
+        self._chance, self._machine, self._guess_s, self._start_s = chance, machine, guess_s, start_s
         self._random = random.Random(name)
 
     def begin(self, context, answer):
@@ -41,8 +42,8 @@ class ChancySource:
         while True:
             if not self._is_started:
                 self._is_started = True
-                self._clock.now += self._start_s
-            self._clock.now += self._guess_s
+                self._machine.spend(self._start_s)
+            self._machine.spend(self._guess_s)
             self.n_guess += 1
             is_right = self._random.random() < self._chance(at - N_PROMPT)
             yield Guess(at if is_right else -1, 0)
@@ -53,30 +54,60 @@ class ChancySource:
 
 
 class Machine:
-    """Generates the text 0, 1, 2, …: token i stands at position i."""
+    """Generates the text 0, 1, 2, …: token i stands at position i.
 
-    def __init__(self, monkeypatch, pass_s, known=None):
+    Args:
+        monkeypatch: puts its clock in place.
+        pass_s: seconds of a pass, by its number of rows.
+        known: what the controller knows of them from another run.
+        load: how many times longer everything takes, by the time; None: once.
+        noise: what is disturbed takes up to so many times longer, at random.
+    """
+
+    def __init__(self, monkeypatch, pass_s, known=None, load=None, noise=0.0):
         self.clock, self._pass_s, self._known = Clock(), pass_s, known
+        self._load, self._noise, self._random = load, noise, random.Random(1)
+        self.plain_s = 0.0
         monkeypatch.setattr(controller_module, "time", self.clock)
 
     def source(self, name, chance, **options):
-        return ChancySource(name, chance, self.clock, **options)
+        return ChancySource(name, chance, self, **options)
+
+    def spend(self, seconds):
+        """Let something that takes so long on an idle machine happen; return what it took."""
+        if self._load is not None:
+            seconds *= self._load(self.clock.now)
+        if self._random.random() < 0.3:
+            seconds *= 1 + self._noise * self._random.random()
+        self.clock.now += seconds
+        return seconds
+
+    def usual_factor(self, at):
+        """Return how many times longer something takes at a moment, on average over its disturbances."""
+        return (1.0 if self._load is None else self._load(at)) * (1 + 0.3 * self._noise / 2)
 
     def generate(self, sources, n_token, **settings):
-        """Return (seconds, those of plain decoding, [tokens of each pass], statistics)."""
-        controller = Controller(sources, PassCosts(self._known), SpeedFile(None))
+        """Return (seconds, those of plain decoding at the same moments, [tokens of each pass], statistics)."""
+        one = self._pass_s(1)
+        ratios = {n: s / one for n, s in self._known.items()} if self._known else None
+        controller = Controller(sources, StepCosts(ratios, one if ratios else 0.0), SpeedFile(None))
+        started, self.plain_s = self.clock.now, 0.0
+        passes, stats = self.answer(controller, n_token, **settings)
+        return self.clock.now - started, self.plain_s, passes, stats
+
+    def answer(self, controller, n_token, **settings):
+        """Generate one answer; return ([tokens of each pass], statistics)."""
         text = list(range(N_PROMPT + 1))  # the first token is the prompt's
         controller.begin(text[:N_PROMPT], ANSWER, SpeculationSettings(**settings))
-        started, passes = self.clock.now, []
+        passes = []
         while len(text) - N_PROMPT - 1 < n_token:
             draft = controller.plan(text, min(64, n_token - (len(text) - N_PROMPT)))
-            seconds = self._pass_s(1 + len(draft))
-            self.clock.now += seconds
-            controller.passed(1 + len(draft), seconds)
+            middle = self.clock.now
+            controller.passed(1 + len(draft), self.spend(self._pass_s(1 + len(draft))))
             n_right = next((i for i, t in enumerate(draft) if t != len(text) + i), len(draft))
             if draft:
                 controller.verified(n_right)
             passes.append(n_right + 1)
+            self.plain_s += (n_right + 1) * self._pass_s(1) * self.usual_factor(middle)
             text += range(len(text), len(text) + n_right + 1)
-        stats = controller.end(text)
-        return self.clock.now - started, (len(text) - N_PROMPT - 1) * self._pass_s(1), passes, stats
+        return passes, controller.end(text)

@@ -1,0 +1,41 @@
+"""The first look at a machine: what passes of a few widths take, in a fraction of a second."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from ...formats.errors import LlmrunError
+from ..kv_cache import KvSequence
+from .costs import StepCosts
+from .loop import verify
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+WIDTHS = (1, 1, 2, 1, 4, 1, 8, 16, 1)  # a plain step before and after each, that load cannot pretend anything
+BUDGET_S = 0.5
+
+
+def calibrate(engine: Engine, costs: StepCosts) -> None:
+    """Measure passes, narrow ones first, as long as the budget lasts; the others are measured when they are used.
+
+    Where no page of the KV cache is free nothing is measured.
+    """
+    sequence = KvSequence(engine.pages, engine.n_ctx)
+    started = time.perf_counter()
+    try:
+        verify(engine, [(sequence, [0])])  # untimed: what is touched first
+        for n_row in WIDTHS:
+            if n_row > min(engine.executor.n_tok, engine.executor.n_out, engine.n_ctx):
+                continue
+            sequence.rollback(0)
+            before = time.perf_counter()
+            verify(engine, [(sequence, [0] * n_row)])
+            costs.learn(n_row, time.perf_counter() - before)
+            if time.perf_counter() - started > BUDGET_S:
+                break
+    except LlmrunError:
+        return
+    finally:
+        sequence.close()

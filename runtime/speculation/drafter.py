@@ -1,0 +1,96 @@
+"""What the controller knows of one source of drafts: how often it is right, and what its guesses cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .costs import OUTLIER, StepCosts
+from .settings import SourceStats
+from .source import DraftSource, Guess
+
+FADE = 0.95  # of what was learnt about a class of guesses, with each further one: about the last 20 count
+PRIOR_WEIGHT = 3.0
+TYPICAL = 0.7  # share of right guesses of a source of which nothing is known
+PROBE_AFTER, PROBE_LATEST = 24, 100  # tokens until a source that did not pay is tried again, doubled each time
+
+
+class Rates:
+    """How often guesses are right, by class of sureness."""
+
+    def __init__(self, priors: Sequence[float]) -> None:
+        self._right = [PRIOR_WEIGHT * p for p in priors]
+        self._seen = [PRIOR_WEIGHT] * len(priors)
+
+    def __getitem__(self, sureness: int) -> float:
+        """Return the share of right guesses of a class."""
+        return self._right[sureness] / self._seen[sureness]
+
+    def learn(self, sureness: int, *, is_right: bool) -> None:
+        """Take note of one guess."""
+        self._right[sureness] = FADE * self._right[sureness] + is_right
+        self._seen[sureness] = FADE * self._seen[sureness] + 1
+
+
+class Drafter:
+    """A source and what is known of it.
+
+    Args:
+        source: what guesses.
+        costs: prices in plain steps; the source's own are kept there too.
+    """
+
+    def __init__(self, source: DraftSource, costs: StepCosts) -> None:
+        self.source = source
+        self.rates = Rates(source.priors)
+        self.overall = Rates([TYPICAL])
+        self.is_warm = False  # asked in the step before
+        self.wait, self.n_skipped = PROBE_AFTER, PROBE_AFTER
+        self.guesses: list[Guess] = []  # the last ones, for the tokens from ``base`` on
+        self.base = 0
+        self.stats = SourceStats()
+        self._costs = costs
+        self._first, self._next = f"{source.name} first", f"{source.name} next"
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is known what a guess costs."""
+        return self._costs.other(self._first) is not None
+
+    @property
+    def first(self) -> float:
+        """Price of a draft's first guess, in plain steps; 0: not known."""
+        return self._costs.other(self._first) or 0.0
+
+    @property
+    def further(self) -> float:
+        """Price of each further guess."""
+        return self._costs.other(self._next) or self.first
+
+    def learn(self, context: Sequence[int]) -> None:
+        """Compare the last guesses with what came."""
+        is_right = False
+        for guess, token_id in zip(self.guesses, context[self.base :], strict=False):
+            is_right = guess.token_id == token_id
+            self.rates.learn(guess.sureness, is_right=is_right)
+            self.overall.learn(0, is_right=is_right)
+            if not is_right:
+                break
+        if is_right:  # a source that is being tried goes on being tried
+            self.n_skipped = self.wait
+        self.guesses = []
+
+    def timed(self, place: int, seconds: float, *, is_usual: bool) -> float:
+        """Take note of the time of one guess; return what it cost in plain steps.
+
+        Args:
+            place: in the draft, from 0.
+            seconds: the time.
+            is_usual: whether another one will take as long; after a pause the text since then is read first.
+        """
+        self.stats.draft_s += seconds
+        price = seconds / self._costs.plain_s
+        if not is_usual:
+            return price
+        key = self._next if place else self._first
+        self._costs.learn_other(key, seconds)
+        return min(price, OUTLIER * (self._costs.other(key) or price))  # a disturbance is not the draft's fault
