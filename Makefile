@@ -56,14 +56,14 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 # Kernels for other machines: all of them, twice over to see the same bytes, and the Arm ones run under qemu.
 
 BUILD_OBJECTS = $(BIN)/python -m llmrun.runtime.simd.build_objects
-AGAIN := x86-v2 neon-dotprod-macos
+AGAIN := avx2 neon-dotprod-macos
 
 objects: $(VENV)/installed-dev
 	$(BUILD_OBJECTS) build/objects
 
 check-objects: objects
-	rm -rf build/objects-again
-	PYTHONHASHSEED=1 $(BUILD_OBJECTS) build/objects-again --targets $$(echo $(AGAIN) | tr ' ' ,)
+	rm -rf build/objects-again build/empty-cache
+	LLMRUN_CACHE=build/empty-cache PYTHONHASHSEED=1 $(BUILD_OBJECTS) build/objects-again --targets $$(echo $(AGAIN) | tr ' ' ,)
 	for target in $(AGAIN); do diff -r build/objects/*/$$target build/objects-again/*/$$target || exit 1; done
 
 check-arm: $(VENV)/installed-dev

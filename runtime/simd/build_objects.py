@@ -1,8 +1,8 @@
 """Build kernels for other machines into a folder: ``python -m llmrun.runtime.simd.build_objects FOLDER``.
 
 The folder gets what a wheel carries: ``<hash of the sources>/<target>/<kernel>.o``, and a stamp file with the
-hash and the compilers' versions. What is there already and current is kept. ``setup.py`` calls
-this; ``make objects`` too.
+hash and the compilers' versions. What is there already and current is kept, what the user's cache has is taken from
+there, and what is compiled goes there too. ``setup.py`` calls this; ``make objects`` too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .isa import TARGETS, supported_targets
-from .object_cache import STAMP, read_object, write_object
+from .object_cache import STAMP, ObjectCache, read_object, write_object
 from .source_hash import all_kernels_hash, compilers_hash
 
 MAX_PROCESSES = 16  # a compiling process takes about 300 MB
@@ -44,18 +44,24 @@ def target_names(text: str) -> list[str]:
 
 
 def build(folder: Path, targets: Sequence[str], kernels: Iterable[str], n_process: int) -> int:
-    """Compile what is missing, in several processes; return the number of objects compiled.
+    """Compile what neither the folder nor the cache has, in several processes; return the number of objects compiled.
 
     Raises:
         RuntimeError: a kernel did not compile.
         OSError: the folder cannot be written.
     """
     _clear_stale(folder)
-    out = folder / all_kernels_hash()
+    out, cache = folder / all_kernels_hash(), ObjectCache()
     jobs: dict[tuple[str, tuple[object, ...]], list[str]] = {}  # targets by kernel and LLVM text
     for kernel in sorted(kernels, key=lambda name: (not name.startswith(HEAVY), name)):
         for target in targets:
-            if read_object(out / target / f"{kernel}.o") is None:
+            path = out / target / f"{kernel}.o"
+            if read_object(path) is not None:
+                continue
+            data = cache.get(target, kernel)
+            if data is not None:
+                write_object(path, data)
+            else:
                 jobs.setdefault((kernel, TARGETS[target].lowering), []).append(target)
     context = multiprocessing.get_context("spawn")  # the same start on every system
     names = [kernel for kernel, _ in jobs]
@@ -63,6 +69,7 @@ def build(folder: Path, targets: Sequence[str], kernels: Iterable[str], n_proces
         for kernel, objects in zip(names, pool.map(_compile, names, jobs.values()), strict=True):
             for target, data in objects.items():
                 write_object(out / target / f"{kernel}.o", data)
+                cache.put(target, kernel, data)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / STAMP).write_text(_stamp(), encoding="ascii")
     return sum(map(len, jobs.values()))

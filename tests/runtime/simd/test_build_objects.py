@@ -21,10 +21,12 @@ BUILT_TARGETS = ("x86-v2", "neon", "neon-dotprod", "neon-dotprod-macos")
 BUILT_KERNELS = ("glu", "matmul_q8_0")
 
 
-def build(folder, *, targets=BUILT_TARGETS, kernels=BUILT_KERNELS, processes=2, hash_seed=0):
+def build(folder, *, targets=BUILT_TARGETS, kernels=BUILT_KERNELS, processes=2, hash_seed=0, cache=None):
+    """Build into a folder, with a cache that has nothing unless one is named; return what is printed."""
     command = [sys.executable, "-m", "llmrun.runtime.simd.build_objects", str(folder), "--processes", str(processes)]
     command += ["--targets", ",".join(targets), "--kernels", ",".join(kernels)]
-    subprocess.run(command, check=True, env={**os.environ, "PYTHONHASHSEED": str(hash_seed)}, stdout=subprocess.DEVNULL)
+    environment = {**os.environ, "PYTHONHASHSEED": str(hash_seed), "LLMRUN_CACHE": str(cache or folder / "cache")}
+    return subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True).stdout
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +79,22 @@ def test_current_objects_are_kept_and_stale_ones_deleted(objects, tmp_path):
     build(tmp_path, targets=["neon"], kernels=["scale"])
     path = tmp_path / all_kernels_hash() / "neon" / "scale.o"
     written = path.stat().st_mtime_ns
-    build(tmp_path, targets=["neon"], kernels=["scale", "add"])
+    assert "\nneon: 2 objects" in build(tmp_path, targets=["neon"], kernels=["scale", "add"])
     assert path.stat().st_mtime_ns == written
     (tmp_path / STAMP).write_text("0123456789abcdef of an older compiler\n")
     build(tmp_path, targets=["neon"], kernels=["add"])
     assert not path.exists()
+
+
+def test_the_cache_gives_and_gets(tmp_path):
+    """What another folder's build compiled is not compiled again, and is the same; a checkout's start finds it too."""
+    cache = tmp_path / "cache"
+    first = build(tmp_path / "first", targets=["neon"], kernels=["scale"], cache=cache)
+    again = build(tmp_path / "again", targets=["neon"], kernels=["scale"], cache=cache)
+    assert (first.split()[0], again.split()[0]) == ("1", "0")
+    files = [tmp_path / folder / all_kernels_hash() / "neon" / "scale.o" for folder in ("first", "again")]
+    (kept,) = cache.glob("objects/*/neon/scale.*.o")
+    assert len({file.read_bytes() for file in (*files, kept)}) == 1
 
 
 def test_kernels_are_within_the_budget():
