@@ -23,8 +23,11 @@ PIP = $$($(BIN)/python -m pip --version >/dev/null 2>&1 && echo $(BIN)/python -m
 chat: $(VENV)/installed
 	@exec $(BIN)/llmrun chat $(MODEL) $(ARGS)
 
+# One process for each of two cores: the slowest tests wait for one thread. (ARGS="-n 0": all in one)
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
@@ -70,7 +73,7 @@ check-arm: $(VENV)/installed-dev
 	@command -v qemu-aarch64-static >/dev/null || { echo "check-arm needs Debian's qemu-user-static: apt-get install qemu-user-static" >&2; exit 1; }
 	$(BUILD_OBJECTS) build/objects --targets neon,neon-dotprod,neon-dotprod-macos
 	$(BIN)/python tests/arm/arm_root.py build/arm build/objects
-	LLMRUN_ARM=build/arm $(BIN)/python -m pytest -q tests/arm $(ARGS)
+	LLMRUN_ARM=build/arm $(PYTEST) -q tests/arm $(ARGS)
 
 # As pip install . builds it: with objects for this machine (LLMRUN_BUILD_OBJECTS=all: for all).
 check-wheel: $(VENV)/installed-dev

@@ -4,10 +4,13 @@ Every kernel is built for every target, except for ``avx-vnni`` where there is A
 but the byte dot product with ``avx2``, so only ``DOT_KERNELS`` are built (``pytest --slow`` builds all).
 """
 
+import os
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 
 from llmrun.runtime.executor.team import Team
 from llmrun.runtime.kernels.kernel_set import KernelSet
@@ -44,8 +47,9 @@ class Machine:
 
     @cache  # noqa: B019 (one per session)
     def kernels(self, target_name, names=None):
-        """Return the loaded kernels of a target."""
-        return KernelSet(names or names_for(target_name), TARGETS[target_name])
+        """Return the loaded kernels of a target; of several test processes, one compiles what is missing."""
+        with FileLock(Path(os.environ["LLMRUN_CACHE"]) / f"{target_name}.lock"):
+            return KernelSet(names or names_for(target_name), TARGETS[target_name])
 
     def team(self, target_name=BEST, n_thread=1):
         """Return a team; it is kept until the session ends."""
