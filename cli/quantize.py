@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,15 +12,14 @@ from ..formats.errors import ConfigError
 from .checkpoint_source import open_source
 from .declare import Argument, Option, UsageError
 from .imports import import_numpy, start_collector
+from .quantize_job import Job
 from .quantize_report import print_estimate, print_notes, print_result
-from .render.progress import ProgressBar
-from .render.text import escaped
+from .quantize_target import TargetPlans, check_report, target_of, write_within
 
 if TYPE_CHECKING:
     from ..quant.checkpoint import Checkpoint
     from ..quant.file_types import FileType
-    from ..quant.quality_card import QualityCard
-    from ..quant.quantize_plan import QuantizeOptions, QuantizePlan
+    from ..quant.quantize_plan import QuantizeOptions
     from ..runtime.calibrated_plan import Calibration
 
 TensorTypes = Annotated[
@@ -41,9 +37,10 @@ def quantize(
     paths_and_type: Annotated[
         list[str],
         Argument(
-            metavar="IN [OUT] TYPE",
+            metavar="IN [OUT] [TYPE]",
             help="A GGUF file, a Hugging Face folder, user/repo on the hub, or a name from `llmrun list`;"
-            " the file to write, by default beside IN and named after TYPE; and a type such as Q4_K_M, Q8_0 or F16.",
+            " the file to write, by default beside IN and named after TYPE; and a type such as Q4_K_M, Q8_0 or F16, or"
+            " none with a target.",
             show_default=False,
         ),
     ],
@@ -80,15 +77,45 @@ def quantize(
         ),
     ] = None,
     keep_split: Annotated[bool, Option("--keep-split", help="As many files as IN has.")] = False,
+    target: Annotated[
+        str | None,
+        Option(
+            "--target",
+            metavar="SIZE",
+            help="Instead of TYPE: the best file of this size, such as 0.9GB.",
+            show_default=False,
+        ),
+    ] = None,
+    target_bpw: Annotated[
+        float | None, Option("--target-bpw", metavar="X", help="The same by bits a weight.", show_default=False)
+    ] = None,
+    target_kld: Annotated[
+        float | None,
+        Option(
+            "--target-kld",
+            metavar="X",
+            help="The smallest file this near to IN (mean KL divergence).",
+            show_default=False,
+        ),
+    ] = None,
+    target_tps: Annotated[
+        float | None,
+        Option("--target-tps", metavar="X", help="The best file that decodes this fast here.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        Option("--report", metavar="FILE", help="A page with what each size would cost (HTML).", show_default=False),
+    ] = None,
     method: Annotated[
-        str,
+        str | None,
         Option(
             "--method",
             metavar="NAME",
             help="rtn: by the weights alone, or with --imatrix; imatrix, awq, gptq, awq+gptq: layer by layer, by what"
-            " the model makes of a text.",
+            " the model makes of a text. Without: rtn, and awq+gptq with a target.",
+            show_default=False,
         ),
-    ] = "rtn",
+    ] = None,
     calibration_text: Annotated[
         Path | None,
         Option(
@@ -132,43 +159,63 @@ def quantize(
     Q2_K Q2_K_S MXFP4 MXFP4_MOE. The types of single tensors follow llama-quantize's mixtures. OUT appears when it is
     complete, or not at all.
     """
-    source, out, type_name = _split(paths_and_type)
+    wanted = target_of(target, target_bpw, target_kld, target_tps)
+    check_report(report, has_target=wanted is not None, is_forced=force)
+    source, out, type_name = _split(paths_and_type, has_target=wanted is not None)
     import_numpy()  # here: --help must not pay for it
     from ..quant.checkpoint import GgufCheckpoint
     from ..quant.file_types import file_type
     from ..quant.quantize_plan import plan_quantization
+    from ..runtime.threads import default_threads
 
     mixture = file_type(type_name)
-    calibration = _calibration(method, calibration_text, chunks, has_imatrix=imatrix is not None)
+    calibration = _calibration(
+        method or ("rtn" if wanted is None else "awq+gptq"), calibration_text, chunks,
+        has_imatrix=imatrix is not None, has_target=wanted is not None,
+    )  # fmt: skip
     options = _options(
         mixture, imatrix, tensor_type or [], (output_tensor_type, token_embedding_type),
         is_pure=pure, leaves_output=leave_output_tensor, allows_requantize=allow_requantize,
     )  # fmt: skip
     start_collector()
     start = time.perf_counter()
+    n_thread = threads or default_threads()[0]
     checkpoint = open_source(source, wanted=mixture.default, pre=tokenizer_pre)
     if not isinstance(checkpoint, GgufCheckpoint):  # of a GPTQ or AWQ model: its integers
         options = dataclasses.replace(options, keeps_quantized=True)
     try:
-        target = Path(out).expanduser() if out else default_target(checkpoint.path, mixture.name)
+        name = mixture.name if wanted is None else wanted.label
+        path = Path(out).expanduser() if out else default_target(checkpoint.path, name)
         plan = plan_quantization(checkpoint, options)
-        if dry_run:
+        if dry_run and wanted is None:
             print_notes(plan.notes)
-            print_estimate(plan, target)
+            print_estimate(plan, path)
             return
         n_part = max(t.shard for t in checkpoint.tensors) + 1 if keep_split else 1
-        _check_target(target, checkpoint, n_part, is_forced=force)
-        print_notes(plan.notes)
-        measure = _quality_measure(plan, text, threads, calibration) if quality or text else None
-        with _finished(plan, calibration, target, threads) as final:
-            written = _write(final, target, threads, allows_nan=allow_nan, keeps_split=keep_split, measure=measure)
+        if not dry_run:
+            _check_target(path, checkpoint, n_part, is_forced=force)
+        job = Job(path, n_thread, allow_nan, keep_split, calibration, quality or text is not None, text)
+        if wanted is None:
+            print_notes(plan.notes)
+            written = job.write(plan)
+        else:
+            print_notes([note for note in plan.notes if "too narrow" not in note])
+            plans = TargetPlans(plan, wanted, calibration_text, path.absolute().parent, n_thread)
+            plan, written = write_within(plans, job, report, dry_run=dry_run)
+            if dry_run:
+                print_estimate(plan, path)
+                return
     finally:
         checkpoint.close()
     print_result(plan, written, time.perf_counter() - start)
 
 
-def _split(arguments: list[str]) -> tuple[str, str | None, str]:
-    """Return IN, OUT and TYPE."""
+def _split(arguments: list[str], *, has_target: bool) -> tuple[str, str | None, str]:
+    """Return IN, OUT and TYPE; with a target, the type of what is left to it."""
+    if has_target:
+        if len(arguments) > 2:
+            raise UsageError(f"{len(arguments)} arguments, expected IN or IN OUT: a target stands for TYPE", "IN [OUT]")
+        return arguments[0], arguments[1] if len(arguments) > 1 else None, "Q8_0"
     if len(arguments) == 2:
         return arguments[0], None, arguments[1]
     if len(arguments) == 3:
@@ -215,10 +262,12 @@ def default_target(source: Path, type_name: str) -> Path:
     return source.resolve().parent / f"{stem}-{type_name}.gguf"
 
 
-def _calibration(method: str, file: Path | None, n_chunk: int, *, has_imatrix: bool) -> Calibration | None:
+def _calibration(
+    method: str, file: Path | None, n_chunk: int, *, has_imatrix: bool, has_target: bool
+) -> Calibration | None:
     """Return what a calibrated method needs; None for ``rtn``."""
     if method == "rtn":
-        if file is not None:
+        if file is not None and not has_target:
             raise UsageError("a text is for the methods imatrix, awq, gptq and awq+gptq", "--calibration-text")
         return None
     if has_imatrix:
@@ -233,31 +282,6 @@ def _calibration(method: str, file: Path | None, n_chunk: int, *, has_imatrix: b
     text = calibration_text() if file is None else read_text(file)
     name = CALIBRATION if file is None else file.name
     return Calibration(method, text, name, n_chunk=n_chunk if n_chunk > 0 else None)
-
-
-@contextmanager
-def _finished(
-    plan: QuantizePlan, calibration: Calibration | None, target: Path, n_thread: int
-) -> Iterator[QuantizePlan]:
-    """Carry out what a calibrated method does before the file is written; yields the plan that is left."""
-    if calibration is None:
-        yield plan
-        return
-    from ..runtime.calibrated_plan import calibrated
-    from ..runtime.scale_search import CompiledSearch
-    from ..runtime.threads import default_threads
-
-    with ExitStack() as bar, ExitStack() as stack:
-        progress = bar.enter_context(ProgressBar("calibrating", has_time_left=True))
-        final = stack.enter_context(
-            calibrated(
-                plan, calibration, target, search=CompiledSearch(on_progress=progress),
-                n_thread=n_thread or default_threads()[0], on_progress=progress,
-                on_warning=lambda line: print_notes([line]),
-            )
-        )  # fmt: skip
-        bar.close()
-        yield final
 
 
 def _check_target(target: Path, checkpoint: Checkpoint, n_part: int, *, is_forced: bool) -> None:
@@ -278,55 +302,3 @@ def _check_target(target: Path, checkpoint: Checkpoint, n_part: int, *, is_force
             raise ConfigError(f"{path}: is the file that is read, give another name for the result")
         if not is_forced:
             raise ConfigError(f"{path}: exists already; --force replaces it")
-
-
-def _quality_measure(
-    plan: QuantizePlan, file: Path | None, n_thread: int, calibration: Calibration | None
-) -> Callable[[Path], QualityCard]:
-    """Return what measures an unfinished file beside the plan's source."""
-    from ..runtime.layerwise.source import ModelSource, open_gguf
-    from ..runtime.quality import measure_quality
-    from ..runtime.texts import CALIBRATION, calibration_text
-    from .text_input import read_text
-
-    text = calibration_text() if file is None else read_text(file)
-
-    def measure(path: Path) -> QualityCard:
-        with open_gguf(path) as result, ProgressBar("measuring the result", has_time_left=True) as progress:
-            # The result's metadata are the source's, in GGUF's words.
-            source = ModelSource.of(plan.checkpoint, result.metadata)
-            card = measure_quality(
-                source, result, text, text_name=CALIBRATION if file is None else file.name,
-                imatrix=plan.options.imatrix, n_threads=n_thread or None, on_progress=progress,
-                has_same_scales=calibration is None or not calibration.has_scales,
-            )  # fmt: skip
-        for name, value in card.rows():
-            print(f"{escaped(name):24}  {escaped(value)}", file=sys.stderr)
-        return card
-
-    return measure
-
-
-def _write(
-    plan: QuantizePlan,
-    target: Path,
-    n_thread: int,
-    *,
-    allows_nan: bool,
-    keeps_split: bool,
-    measure: Callable[[Path], QualityCard] | None,
-) -> list[Path]:
-    from ..runtime.quantizer import Quantizer
-    from ..runtime.scale_search import CompiledSearch
-    from ..runtime.threads import default_threads
-
-    with ProgressBar("quantising", has_time_left=True) as progress:
-        search = CompiledSearch(on_progress=progress)
-        quantizer = Quantizer(
-            plan,
-            search,
-            n_thread=n_thread or default_threads()[0],
-            allows_nan=allows_nan,
-            on_progress=progress,
-        )
-        return quantizer.write(target, keeps_split=keeps_split, measure=measure)

@@ -41,7 +41,7 @@ def print_types(plan: QuantizePlan) -> None:
     for name, tensors in sorted(groups.items(), key=lambda item: -sum(t.entry.n_bytes for t in item[1])):
         rows.append((name, *_sums(tensors)))
     rows.append(("all", *_sums(plan.tensors)))
-    _print_table(rows)
+    print_table(rows)
 
 
 def _sums(tensors: list[PlannedTensor]) -> tuple[str, str, str, str]:
@@ -56,7 +56,8 @@ def _source_bytes(tensor: PlannedTensor) -> int:
     return tensor.source.n_rows * row_bytes(tensor.source.ggml_type, tensor.source.n_in)
 
 
-def _print_table(rows: list[tuple[str, ...]]) -> None:
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Print rows, the first one of titles, to standard error."""
     if not sys.stderr.isatty():
         for row in rows:
             print("\t".join(row), file=sys.stderr)

@@ -9,7 +9,7 @@ off the true optimum by less than what the first step that did not fit would hav
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -111,7 +111,7 @@ class Budget:
         cost: ``bytes_of`` or ``seconds_of``.
     """
 
-    def __init__(self, options: dict[str, Sequence[Option]], cost: Cost = bytes_of) -> None:
+    def __init__(self, options: Mapping[str, Sequence[Option]], cost: Cost = bytes_of) -> None:
         self._cost = cost
         self._hulls = {name: hull(of_matrix, cost) for name, of_matrix in options.items()}
         steps = [

@@ -28,16 +28,19 @@ class Hessian:
         names: matrices that are multiplied with these rows.
         n_in: their width.
         is_whole: False: only the diagonal is wanted, ``sums`` is a vector.
+        largest_row: longer rows are shortened to this many times the middle norm.
     """
 
-    def __init__(self, names: tuple[str, ...], n_in: int, *, is_whole: bool = True) -> None:
-        self.names, self.n_in, self.n_row = names, n_in, 0
+    def __init__(
+        self, names: tuple[str, ...], n_in: int, *, is_whole: bool = True, largest_row: float = LARGEST_ROW
+    ) -> None:
+        self.names, self.n_in, self.n_row, self._largest_row = names, n_in, 0, largest_row
         self.sums: F32 = np.zeros((n_in, n_in) if is_whole else n_in, np.float32)
 
     def add(self, x: F32, pool: Executor) -> None:
         """Add rows f32 [n, n_in]; rows much longer than the middle one of these are shortened."""
         norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
-        limit = LARGEST_ROW * float(np.median(norms))
+        limit = self._largest_row * float(np.median(norms))
         factors = np.minimum(1.0, limit / np.maximum(norms, 1e-30)).astype(np.float32)
         self.n_row += len(x)
         if self.sums.ndim == 1:

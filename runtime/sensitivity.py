@@ -1,16 +1,20 @@
 """How much each matrix loses by each type, measured on a text: what ``quant/budget.py`` chooses by.
 
-Of every matrix one type is tried in the running model: the shift of the layer's output, as a part of the output's
-own size, says how much a relative error of this matrix hurts. Other types follow from their error of the matrix's
-outputs (weighted by its inputs' mean squares) in proportion. Shifts are roughly proportional to the divergence of the
-whole model; ``scaled`` turns them into it after one assignment was measured.
+Of every matrix one type is tried by itself: the rows that its layer then gives are taken through all later layers as
+they are in the source, beside the untouched rows, and what is compared is the model's prediction (the mean divergence
+of the next token). Other types follow from their error of the matrix's outputs (weighted by its inputs' mean squares)
+in proportion. The output matrix, which has nothing behind it, is tried with every type. Layers are loaded once, each
+passed by all rows that were made before it.
+
+Divergences of matrices tried one by one are added by the budget. How far the sum is from the divergence of the model
+with all of them tried at once is measured as well, and all losses are multiplied with that factor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,13 +25,44 @@ from ..quant.budget import Option
 from ..quant.checkpoint import SourceTensor
 from ..quant.dequantize import dequantize
 from ..quant.floats import F32
+from ..quant.hessian import LARGEST_ROW, Hessian
 from ..quant.quantize import quantize
 from ..quant.scale_search import ScaleSearch
-from .layerwise.runner import PASS_ROWS, Layer, LayerwiseRunner
+from .divergence import PairRows
+from .layerwise.runner import Layer, LayerwiseRunner
 
-TRIED = GgmlType.Q4_0  # any width that can be quantised holds its blocks
+TRIED = GgmlType.Q4_1  # any width that can be quantised holds its blocks
 SAMPLE_ROWS = 256  # of a matrix, for its error with each type
-PROBED_CHUNKS = 2  # that are run with every matrix
+SCORE_STEP = 2  # every second row of a chunk counts, from a quarter of its length on
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+WHOLE = ""  # name of the rows for which all matrices are tried at once
+
+Errors = dict[str, dict[GgmlType, float]]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivities:
+    """What was found.
+
+    Attributes:
+        options: of each matrix; losses are divergences, nats.
+        added: divergences of all matrices with ``TRIED``, added up.
+        together: divergence of the model with all of them at once; losses were multiplied with the quotient.
+    """
+
+    options: dict[str, list[Option]]
+    added: float
+    together: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """Rows with one matrix tried: where they begin, and the type of the output matrix that belongs to them."""
+
+    name: str
+    first_row: int
+    output_type: GgmlType | None = None
 
 
 class Sensitivity:
@@ -38,94 +73,220 @@ class Sensitivity:
         types: to choose from; those whose blocks do not fit a matrix's width are left out there.
         search: for scales.
         n_thread: threads.
+        on_progress: called as (what, done, total).
     """
 
     def __init__(
-        self, runner: LayerwiseRunner, types: Sequence[GgmlType], *, search: ScaleSearch, n_thread: int
+        self,
+        runner: LayerwiseRunner,
+        types: Sequence[GgmlType],
+        *,
+        search: ScaleSearch,
+        n_thread: int,
+        on_progress: Progress | None = None,
     ) -> None:
         self._runner, self._types, self._search, self._n_thread = runner, list(types), search, n_thread
+        self._on_progress = on_progress
+        tensors = runner.source.tensors
+        self._output = OUTPUT if OUTPUT in tensors else EMBEDDING
 
-    def measure(self, chunks: Sequence[Sequence[int]], names: Sequence[str]) -> dict[str, list[Option]]:
+    def measure(self, chunks: Sequence[Sequence[int]], names: Sequence[str]) -> Sensitivities:
         """Return the options of each matrix of ``names``, measured on chunks of token ids.
 
         Raises:
             LlmrunError: what ``LayerwiseRunner`` raises.
         """
-        result: dict[str, list[Option]] = {}
-        wanted = set(names)
+        runner, wanted = self._runner, set(names)
+        errors: Errors = {}
+        tried: list[_Tried] = []
         with ThreadPoolExecutor(self._n_thread) as pool:
-            self._runner.begin(chunks)
-            for layer in self._runner.layers():
-                self._layer(layer, wanted, min(PROBED_CHUNKS, len(chunks)), result, pool)
-                layer.run()
-            self._runner.finish()
-            self._rest(wanted, result, pool)
-        return {name: result[name] for name in names if name in result}
+            runner.begin(chunks)
+            rows = runner.hidden.read(0, runner.hidden.n_row)
+            if EMBEDDING in wanted:
+                tensor = runner.source.tensors[EMBEDDING]
+                errors[EMBEDDING] = self._errors(tensor, _sample(tensor), [], pool)
+                rows = np.concatenate([self._embed(chunk) for chunk in chunks])
+                tried.append(_Tried(EMBEDDING, runner.extend(chunks, rows)))
+            whole = _Tried(WHOLE, runner.extend(chunks, rows), TRIED if self._output in wanted else None)
+            tried.append(whole)
+            for layer in runner.layers():
+                tried += self._layer(layer, chunks, wanted, whole, errors, pool)
+            runner.finish()
+            of_output = self._output_types() if self._output in wanted else []
+            divergences = self._divergences(chunks, [*tried, *of_output], pool)
+        return self._losses(names, divergences, errors)
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        if self._on_progress:
+            self._on_progress(what, done, total)
+
+    def _embed(self, chunk: Sequence[int]) -> F32:
+        """Return the rows of a chunk by tried embeddings."""
+        tensor = self._runner.source.tensors[EMBEDDING]
+        unique, inverse = np.unique(np.array(chunk), return_inverse=True)
+        values = np.concatenate([tensor.read_rows(i, i + 1) for i in unique.tolist()])
+        return self._runner.embed(chunk, self._quantized(values, TRIED, None)[inverse])
 
     def _layer(
-        self, layer: Layer, wanted: set[str], n_chunk: int, result: dict[str, list[Option]], pool: Executor
-    ) -> None:
-        importance: dict[str, F32] = {}
-        outputs: dict[int, F32] = {}
+        self,
+        layer: Layer,
+        chunks: Sequence[Sequence[int]],
+        wanted: set[str],
+        whole: _Tried,
+        errors: Errors,
+        pool: Executor,
+    ) -> list[_Tried]:
+        """Try each matrix of a layer, and take all rows through it."""
+        n = len(chunks)
+        start = n * (whole.first_row // sum(map(len, chunks)))
+        moments: dict[tuple[str, ...], list[Hessian]] = {}
 
         def look(names: tuple[str, ...], x: NDArray[Any]) -> None:
-            squares = np.square(x).mean(axis=0)
-            for name in names:
-                importance[name] = importance[name] + squares if name in importance else squares
+            if names not in moments:
+                moments[names] = [
+                    Hessian(names, x.shape[1], is_whole=False, largest_row=n) for n in (np.inf, LARGEST_ROW)
+                ]
+            for moment in moments[names]:
+                moment.add(x, pool)
 
-        def keep(row: int, y: F32) -> None:
-            outputs[row] = y.copy()
-
-        layer.run(on_input=look, on_output=keep, advance=False, n_chunk=n_chunk)
-        for name in (n for group in layer.inputs for n in group if n in wanted):
+        layer.run(on_input=look, advance=False, chunks=slice(0, n), on_rows=_quiet)
+        importance = {name: [m.diagonal for m in pair] for group, pair in moments.items() for name in group}
+        names = [name for group in layer.inputs for name in group if name in wanted]
+        values, results = {}, {}
+        for i, name in enumerate(names):
+            self._report(f"layer {layer.index + 1} of {self._runner.n_layer}", *self._done(layer.index, i, len(names)))
             tensor = self._runner.source.tensors[name]
-            values = tensor.read_rows(0, tensor.n_rows)
-            shifts: list[float] = []
+            original = tensor.read_rows(0, tensor.n_rows)
+            errors[name] = self._errors(tensor, _spread(original), importance[name], pool)
+            values[name] = self._quantized(original, TRIED, importance[name][1], pool)
+            results[name] = _outputs(layer, {name: values[name]}, slice(0, n))
+        of_whole = _outputs(layer, values, slice(start, start + n))
+        layer.run(on_rows=_quiet)
+        self._runner.hidden.write(whole.first_row, of_whole)
+        return [_Tried(name, self._runner.extend(chunks, rows)) for name, rows in results.items()]
 
-            def compare(row: int, y: F32, shifts: list[float] = shifts) -> None:
-                size = np.square(outputs[row]).sum(axis=1)
-                shifts.extend((np.square(y - outputs[row]).sum(axis=1) / np.maximum(size, 1e-30)).tolist())
+    def _done(self, layer: int, matrix: int, n_matrix: int) -> tuple[int, int]:
+        """Return how much is done, and all: a layer is passed by the rows of all matrices tried before it."""
+        n, part = self._runner.n_layer, matrix / max(n_matrix, 1)
+        return int(1000 * ((layer + part) ** 2 + 2 * (layer + part))), 1000 * (n * n + 3 * n)
 
-            tried = dequantize(TRIED, quantize(values, TRIED, importance[name], search=self._search))
-            layer.run(replaced={name: tried}, on_output=compare, advance=False, n_chunk=n_chunk)
-            result[name] = self._options(tensor, values, importance[name], float(np.mean(shifts)), pool)
+    def _output_types(self) -> list[_Tried]:
+        tensor = self._runner.source.tensors[self._output]
+        return [_Tried(self._output, 0, kind) for kind in self._fitting(tensor)]
 
-    def _rest(self, wanted: set[str], result: dict[str, list[Option]], pool: Executor) -> None:
-        """Measure the output matrix by the relative error of its outputs, and embeddings by their own."""
-        source, hidden = self._runner.source, self._runner.hidden
-        output = "output.weight" if "output.weight" in source.tensors else "token_embd.weight"
-        squares = np.zeros(hidden.n_col)
-        for start in range(0, hidden.n_row, PASS_ROWS):
-            squares += np.square(hidden.read(start, min(start + PASS_ROWS, hidden.n_row))).sum(axis=0)
-        for name in dict.fromkeys((output, "token_embd.weight")):
-            if name not in wanted:
+    def _divergences(
+        self, chunks: Sequence[Sequence[int]], tried: Sequence[_Tried], pool: Executor
+    ) -> list[tuple[_Tried, float]]:
+        """Return the mean divergence of every try from the untouched rows."""
+        runner = self._runner
+        counted = _scored(chunks)
+        n = len(counted)
+        tensor = runner.source.tensors[self._output]
+        squares = np.square(runner.hidden.read(0, sum(map(len, chunks)))).sum(axis=0)
+        pairs = PairRows(np.zeros(n * len(tried), np.int64), self._n_thread)
+        blocks = runner.vocabulary_blocks()
+        kinds = sorted({t.output_type for t in tried if t.output_type is not None})
+        done, all_ = self._done(runner.n_layer, 0, 1)
+        for i, (start, stop) in enumerate(blocks):
+            self._report("predictions", done + (all_ - done) * i // len(blocks), all_)
+            make = runner.logits_maker(start, stop, n)
+            base = make(runner.gather(counted)).copy()
+            for j, one in enumerate(tried):
+                if one.output_type is None:
+                    pairs.add(j * n, start, base, make(runner.gather(counted + one.first_row)))
+            for kind in kinds:
+                values = self._quantized(tensor.read_rows(start, stop), kind, squares, pool)
+                make = runner.logits_maker(start, stop, n, values)
+                for j, one in enumerate(tried):
+                    if one.output_type is kind:
+                        pairs.add(j * n, start, base, make(runner.gather(counted + one.first_row)))
+        runner.weights.drop()
+        means = pairs.result().kld.reshape(len(tried), n).mean(axis=1)
+        return [(one, max(float(mean), 0.0)) for one, mean in zip(tried, means, strict=True)]
+
+    def _losses(
+        self,
+        names: Sequence[str],
+        divergences: Sequence[tuple[_Tried, float]],
+        errors: Errors,
+    ) -> Sensitivities:
+        together = next(value for one, value in divergences if one.name == WHOLE)
+        losses: dict[str, dict[GgmlType, float]] = {}
+        for one, value in divergences:
+            if one.name == WHOLE:
                 continue
-            tensor = source.tensors[name]
-            weights = (squares if name == output else np.ones(hidden.n_col)).astype(np.float32)
-            rows = _sample(tensor)
-            tried = dequantize(TRIED, quantize(rows, TRIED, weights, search=self._search))
-            shift = float((np.square(tried - rows) @ weights).sum() / (np.square(rows) @ weights).sum())
-            result[name] = self._options(tensor, rows, weights, shift, pool)
-            if tensor.release:
-                tensor.release()
+            of_matrix = losses.setdefault(one.name, {})
+            if one.output_type is not None:
+                of_matrix[one.output_type] = of_matrix.get(one.output_type, 0.0) + value
+                continue
+            for kind, error in errors[one.name].items():  # of tied embeddings: beside their loss as output matrix
+                of_matrix[kind] = of_matrix.get(kind, 0.0) + value * error
+        added = sum(losses[name][TRIED] for name in names)
+        factor = together / added if added > 0 and together > 0 else 1.0
+        tensors = self._runner.source.tensors
+        options = {
+            name: [
+                Option(t, tensors[name].n_rows * row_bytes(t, tensors[name].n_in), factor * losses[name][t])
+                for t in self._fitting(tensors[name]) if t in self._types
+            ]
+            for name in names
+        }  # fmt: skip
+        return Sensitivities(options, added, together)
 
-    def _options(
-        self, tensor: SourceTensor, values: F32, importance: F32, shift: float, pool: Executor
-    ) -> list[Option]:
-        """Return a matrix's options; ``shift`` is its loss with ``TRIED``."""
-        rows = np.ascontiguousarray(values[:: max(1, len(values) // SAMPLE_ROWS)][:SAMPLE_ROWS])
-        types = [t for t in self._types if tensor.n_in % BLOCK[t][0] == 0]
+    def _fitting(self, tensor: SourceTensor) -> list[GgmlType]:
+        return [t for t in dict.fromkeys((*self._types, TRIED)) if tensor.n_in % BLOCK[t][0] == 0]
 
-        def error(kind: GgmlType) -> float:
-            difference = dequantize(kind, quantize(rows, kind, importance, search=self._search)) - rows
-            return float((np.square(difference) @ importance).sum(dtype=np.float64))
+    def _errors(
+        self, tensor: SourceTensor, rows: F32, importances: Sequence[F32], pool: Executor
+    ) -> dict[GgmlType, float]:
+        """Return the error of a matrix's outputs with each type, by that with ``TRIED``."""
+        weights = np.stack(importances or [np.ones(tensor.n_in, np.float32)], axis=1)  # [n_in, n]
 
-        errors = list(pool.map(error, [TRIED, *types]))
-        unit = shift / errors[0] if errors[0] > 0 else 0.0
-        return [
-            Option(t, tensor.n_rows * row_bytes(t, tensor.n_in), unit * e)
-            for t, e in zip(types, errors[1:], strict=True)
-        ]
+        def error(kind: GgmlType) -> NDArray[np.float64]:
+            difference = self._quantized(rows, kind, importances[-1] if importances else None) - rows
+            found: NDArray[np.float64] = (np.square(difference) @ weights).sum(axis=0, dtype=np.float64)
+            return np.maximum(found, 1e-300)
+
+        types = self._fitting(tensor)
+        errors = dict(zip(types, pool.map(error, types), strict=True))
+        return {kind: float((found / errors[TRIED]).max()) for kind, found in errors.items()}
+
+    def _quantized(self, values: F32, kind: GgmlType, importance: F32 | None, pool: Executor | None = None) -> F32:
+        """Return what a type makes of rows."""
+
+        def rows(start: int, stop: int) -> F32:
+            return dequantize(kind, quantize(values[start:stop], kind, importance, search=self._search))
+
+        if pool is None:
+            return rows(0, len(values))
+        jobs = [pool.submit(rows, start, start + SAMPLE_ROWS) for start in range(0, len(values), SAMPLE_ROWS)]
+        return np.concatenate([job.result() for job in jobs])
+
+
+def _quiet(_: float) -> None:
+    """Say nothing of single passes."""
+
+
+def _outputs(layer: Layer, replaced: Mapping[str, F32], chunks: slice) -> F32:
+    """Return what a layer gives with other weights, f32 [n, n_embd]."""
+    parts: list[F32] = []
+    layer.run(
+        replaced=replaced, on_output=lambda _, y: parts.append(y.copy()), advance=False, chunks=chunks, on_rows=_quiet
+    )
+    return np.concatenate(parts)
+
+
+def _scored(chunks: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Return the numbers of the rows whose predictions are compared."""
+    found, first = [], 0
+    for chunk in chunks:
+        found.append(np.arange(first + len(chunk) // 4, first + len(chunk), SCORE_STEP))
+        first += len(chunk)
+    return np.concatenate(found)
+
+
+def _spread(values: F32) -> F32:
+    return np.ascontiguousarray(values[:: max(1, len(values) // SAMPLE_ROWS)][:SAMPLE_ROWS])
 
 
 def _sample(tensor: SourceTensor) -> F32:
@@ -136,13 +297,6 @@ def _sample(tensor: SourceTensor) -> F32:
     return np.concatenate([tensor.read_rows(int(a), int(a) + length) for a in starts])
 
 
-def scaled(options: Mapping[str, Sequence[Option]], predicted: float, measured: float) -> dict[str, list[Option]]:
-    """Return options whose losses add up to divergences.
-
-    Args:
-        options: as ``Sensitivity.measure`` returns them.
-        predicted: loss of an assignment by these options.
-        measured: divergence of the model quantised so.
-    """
-    factor = measured / predicted if predicted > 0 else 1.0
+def scaled(options: Mapping[str, Sequence[Option]], factor: float) -> dict[str, list[Option]]:
+    """Return options with all losses multiplied."""
     return {name: [replace(o, loss=o.loss * factor) for o in of_matrix] for name, of_matrix in options.items()}

@@ -71,6 +71,17 @@ class HiddenStates:
         except OSError as error:
             raise CapacityError(f"hidden states cannot be written: {error.strerror}") from None
 
+    def extend(self, rows: F32) -> int:
+        """Keep more rows behind the last one; return the number of the first of them.
+
+        Raises:
+            CapacityError: the disk is full.
+        """
+        first = self.n_row
+        self.write(first, rows)
+        self.n_row += len(rows)
+        return first
+
     def close(self) -> None:
         """Give the disk's room back."""
         self._file.close()

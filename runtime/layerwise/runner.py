@@ -49,6 +49,7 @@ OnInput = Callable[[tuple[str, ...], F32], None]
 OnOutput = Callable[[int, F32], None]
 OnRows = Callable[[float], None]
 
+ALL = slice(None)
 PASS_ROWS = 512  # rows of one pass
 BLOCK_BYTES = 32 << 20  # of logits, and of the f32 weights that make them
 
@@ -147,12 +148,27 @@ class LayerwiseRunner:
         self._hidden = HiddenStates(sum(map(len, chunks)), self.hparams.n_embd, self._folder)
         start = 0
         for chunk in self._chunks:
-            rows = self.weights.look_up(self._embedding.ops[0].weights[0], np.array(chunk, np.int64))
-            for op in self._embedding.ops[1:]:
-                assert op.kind == "scale", op
-                rows *= np.float32(op.attributes["factor"])
-            self._hidden.write(start, rows)
+            self._hidden.write(start, self.embed(chunk))
             start += len(chunk)
+
+    def extend(self, chunks: Sequence[Sequence[int]], rows: F32) -> int:
+        """Add chunks whose rows, f32 [n, n_embd], are what the next layer is to see of them; return their first row.
+
+        Raises:
+            CapacityError: the disk is full.
+        """
+        self._chunks += [list(chunk) for chunk in chunks]
+        return self.hidden.extend(rows)
+
+    def embed(self, ids: Sequence[int], replaced: F32 | None = None) -> F32:
+        """Return the rows that the first layer sees of token ids, f32 [n, n_embd]; by other embeddings if given."""
+        weight = self._embedding.ops[0].weights[0]
+        numbers = np.array(ids, np.int64)
+        rows = self.weights.look_up(weight, numbers) if replaced is None else replaced
+        for op in self._embedding.ops[1:]:
+            assert op.kind == "scale", op
+            rows = rows * np.float32(op.attributes["factor"])
+        return rows
 
     def layers(self) -> Iterator[Layer]:
         """Yield the layers in order; each must have advanced before the next is asked for."""
@@ -177,7 +193,7 @@ class LayerwiseRunner:
         on_input: OnInput | None = None,
         on_output: OnOutput | None = None,
         on_rows: OnRows | None = None,
-        n_chunk: int | None = None,
+        chunks: slice = ALL,
     ) -> None:
         """Run all rows through a segment; see ``Layer.run``."""
         segment = _with_floats(segment, self.weights, replaced)
@@ -186,10 +202,10 @@ class LayerwiseRunner:
         self.weights.load(program.weights(), replaced)
         n_tok = min(PASS_ROWS, max(map(len, self._chunks)))
         executor = self._executor(program, n_tok)
-        chunks = self._chunks[:n_chunk]
-        first, n_done, total = 0, 0, sum(map(len, chunks))
+        lengths, chosen = [len(chunk) for chunk in self._chunks], self._chunks[chunks]
+        first, n_done, total = sum(lengths[: chunks.start or 0]), 0, sum(map(len, chosen))
         assert segment.input is not None
-        for chunk in chunks:
+        for chunk in chosen:
             for start in range(0, len(chunk), n_tok):
                 n = min(n_tok, len(chunk) - start)
                 out_rows = range(n) if segment.output.rows == "out" else ()
@@ -225,21 +241,26 @@ class LayerwiseRunner:
         n_vocab = self.hparams.n_vocab
         return [(a, min(a + step, n_vocab)) for a in range(0, n_vocab, step)]
 
-    def logits_maker(self, start: int, stop: int, n_row: int) -> Callable[[F32], F32]:
+    def logits_maker(self, start: int, stop: int, n_row: int, replaced: F32 | None = None) -> Callable[[F32], F32]:
         """Return a function from normalised rows f32 [n, n_embd] to the logits of a range of the vocabulary.
 
         Args:
             start: first token id.
             stop: end of the token ids.
             n_row: most rows at a time.
+            replaced: other weights for this range, f32 [stop - start, n_embd].
 
         Returns:
             The function; its result f32 [n, stop - start] is overwritten by the next call. Valid until the runner
             does something else.
         """
-        segment = self._tail[1]
-        program = self._program(rows_of_output(segment, start, stop).program())
-        self.weights.load(program.weights())
+        segment, values = rows_of_output(self._tail[1], start, stop), {}
+        if replaced is not None:
+            name = next(w.name for op in segment.ops for w in op.weights)
+            values = {name: replaced}
+            segment = _with_floats(rows_of_output(self._tail[1], 0, stop - start), self.weights, values)
+        program = self._program(segment.program())
+        self.weights.load(program.weights(), values)
         executor = self._executor(program, n_row)
         buffer = program.inputs[0]
 
@@ -328,7 +349,7 @@ class Layer:
         replaced: Mapping[str, F32] | None = None,
         on_rows: OnRows | None = None,
         advance: bool = True,
-        n_chunk: int | None = None,
+        chunks: slice = ALL,
     ) -> None:
         """Pass the rows through the layer.
 
@@ -339,14 +360,14 @@ class Layer:
             replaced: values for some of the layer's tensors, f32 in their shapes.
             on_rows: called with the part of the rows that is done, instead of the runner's ``on_progress``.
             advance: keep the output as the next layer's input. Once; without, the layer can be run again.
-            n_chunk: only the first chunks; not with ``advance``.
+            chunks: only these, a range; not with ``advance``.
         """
-        if advance and (self.has_advanced or n_chunk is not None):
+        if advance and (self.has_advanced or chunks != ALL):
             raise ValueError("a layer advances once, with all rows")
         self.runner.run_segment(
             self.segment, advance=advance, replaced=replaced or {},
             what=f"layer {self.index + 1} of {self.runner.n_layer}",
-            on_input=on_input, on_output=on_output, on_rows=on_rows, n_chunk=n_chunk,
+            on_input=on_input, on_output=on_output, on_rows=on_rows, chunks=chunks,
         )  # fmt: skip
         self.has_advanced |= advance
 

@@ -225,7 +225,7 @@ def _pack_rows(
     if values is None:
         rows = tensor.read_rows(row_start + start, row_start + stop)
     else:
-        rows = values.reshape(tensor.n_rows, tensor.n_in)[row_start + start : row_start + stop]
+        rows = values.reshape(-1, tensor.n_in)[row_start + start : row_start + stop]
     if not np.isfinite(rows).all():
         raise FormatError(not_finite(packed.name))
     n_group = group_stop - group_start

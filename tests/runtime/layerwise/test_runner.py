@@ -147,9 +147,9 @@ def test_a_layer_can_be_run_on_few_chunks_before_it_advances(make, tiny_path):
     path = tiny_path("llama")
     expected, runner, rows = run_all(make(path)), make(path), []
     for layer in runner.layers():
-        layer.run(advance=False, n_chunk=1, on_output=lambda first, y: rows.append((first, len(y))))
+        layer.run(advance=False, chunks=slice(0, 1), on_output=lambda first, y: rows.append((first, len(y))))
         with pytest.raises(ValueError, match="advances once"):
-            layer.run(n_chunk=1)
+            layer.run(chunks=slice(0, 1))
         layer.run()
         with pytest.raises(ValueError, match="advances once"):
             layer.run()

@@ -1,0 +1,226 @@
+"""``llmrun quantize --target…``: a plan from a budget, what it is chosen from, and whether the result keeps to it."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..formats.errors import ConfigError
+from .declare import UsageError
+from .quantize_report import print_notes, print_table
+from .render.progress import ProgressBar
+from .render.text import size
+
+if TYPE_CHECKING:
+    from ..quant.quality_card import QualityCard
+    from ..quant.quantize_plan import QuantizePlan
+    from ..quant.target import Target
+    from ..runtime.budget_plan import BudgetPlan, Point, Solver
+    from .quantize_job import Job, Measure
+
+MOST_TRIES = 3  # of a file whose divergence or speed is not what was estimated
+TOLERANCE = 0.02
+SPARE = 0.8  # of the wanted divergence: a file that loses less is larger than it need be
+
+
+def target_of(
+    size_text: str | None, bits: float | None, divergence: float | None, tokens_s: float | None
+) -> Target | None:
+    """Return what the options say; None where none is given.
+
+    Raises:
+        UsageError: more than one is.
+        ConfigError: a value cannot be.
+    """
+    given = [value for value in (size_text, bits, divergence, tokens_s) if value is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise UsageError("--target, --target-bpw, --target-kld and --target-tps exclude each other", "--target")
+    from ..quant.target import Kind, Target, parse_size
+
+    if size_text is not None:
+        return parse_size(size_text)
+    kinds = ((Kind.BITS, bits), (Kind.DIVERGENCE, divergence), (Kind.SPEED, tokens_s))
+    return next(Target(kind, float(value)) for kind, value in kinds if value is not None)
+
+
+class _MissedError(Exception):
+    """A file was measured and is not what was wanted: its divergence, or its tokens a second, in ``found``."""
+
+    def __init__(self, found: float) -> None:
+        super().__init__()
+        self.found = found
+
+
+class TargetPlans:
+    """Plans for one target: the first by estimates, others after a file has missed it.
+
+    Args:
+        plan: the model's, with any mixture.
+        target: what is wanted.
+        text: is measured on; None: the one that llmrun brings.
+        folder: of the result.
+        n_thread: threads.
+    """
+
+    def __init__(self, plan: QuantizePlan, target: Target, text: Path | None, folder: Path, n_thread: int) -> None:
+        from ..runtime.budget_plan import open_solver
+        from ..runtime.scale_search import CompiledSearch
+        from ..runtime.texts import calibration_text
+        from .text_input import read_text
+
+        self.target, self._factor = target, 1.0
+        with ProgressBar("measuring", has_time_left=True) as progress:
+            self._solver: Solver = open_solver(
+                plan, calibration_text() if text is None else read_text(text), folder,
+                search=CompiledSearch(on_progress=progress), n_thread=n_thread, on_progress=progress,
+            )  # fmt: skip
+
+    def best(self) -> BudgetPlan:
+        """Return the plan by what is known now.
+
+        Raises:
+            ConfigError: the target cannot be reached.
+        """
+        return self._solver.solve(self.target, self._factor)
+
+    def missed(self, factor: float) -> None:
+        """Multiply the estimates of divergence, or of seconds a token."""
+        self._factor *= factor
+
+
+def write_within(
+    plans: TargetPlans, job: Job, report: Path | None, *, dry_run: bool
+) -> tuple[QuantizePlan, list[Path]]:
+    """Write the file of a target; where its measured divergence or speed misses, types are chosen anew.
+
+    Args:
+        plans: of the target.
+        job: the file.
+        report: the page to write.
+        dry_run: only show what was chosen.
+
+    Returns:
+        The plan, and the paths written.
+
+    Raises:
+        LlmrunError: the target cannot be reached, or the file cannot be made.
+    """
+    from ..quant.target import Kind
+
+    budget = plans.best()
+    if plans.target.kind is Kind.SPEED:
+        budget = _fast_enough(plans, job)
+    print_budget(budget)
+    if report is not None:
+        write_report(budget, report)
+    if dry_run or plans.target.kind is not Kind.DIVERGENCE:
+        return budget.plan, [] if dry_run else job.write(budget.plan)
+    for i in range(MOST_TRIES):
+        check = partial(_checked, budget=budget, is_last=i + 1 == MOST_TRIES)
+        try:
+            return budget.plan, job.write(budget.plan, check)
+        except _MissedError as missed:
+            print_notes([f"a divergence of {missed.found:.4f} was measured: types are chosen anew"])
+            plans.missed(missed.found / budget.chosen.divergence)
+            budget = plans.best()
+    raise AssertionError("the last try is taken as it is")
+
+
+def _checked(measure: Measure, *, budget: BudgetPlan, is_last: bool) -> Measure:
+    """Return ``measure`` with a check of what it finds, which raises where another choice would come nearer."""
+
+    def checked(path: Path) -> QualityCard:
+        card = measure(path)
+        wanted, found = budget.target.value, card.kld_mean
+        if not SPARE * wanted <= found <= wanted * (1 + TOLERANCE):
+            if not is_last:
+                raise _MissedError(max(found, 1e-9))
+            if found > wanted:
+                print_notes([f"a divergence of {found:.4f} was measured, {wanted:g} at most was wanted"])
+        return card
+
+    return checked
+
+
+def _fast_enough(plans: TargetPlans, job: Job) -> BudgetPlan:
+    """Return a plan whose file, quantised plainly and thrown away again, decodes as fast as wanted."""
+
+    def speed(path: Path) -> QualityCard:
+        raise _MissedError(measured_speed(path, job.n_thread))
+
+    for _ in range(MOST_TRIES):
+        budget = plans.best()
+        try:
+            job.write_plainly(budget.plan, speed)
+        except _MissedError as measured:
+            found = measured.found
+        print_notes([f"{found:.1f} tokens a second were measured, {budget.chosen.tokens_s:.1f} estimated"])
+        if found >= budget.target.value * (1 - TOLERANCE):
+            return budget
+        plans.missed(budget.chosen.tokens_s / found)
+    return plans.best()
+
+
+def measured_speed(path: Path, n_thread: int) -> float:
+    """Return how many tokens a second a file decodes here, the best of some runs."""
+    from ..runtime.engine import Engine
+    from ..runtime.measure.bench_row import BenchTest
+    from ..runtime.measure.runner import Runner
+
+    test = BenchTest(n_gen=32)
+    with ProgressBar("measuring the speed"), Engine.open(path, n_ctx=64, n_threads=n_thread) as engine:
+        runner = Runner(engine)
+        try:
+            runner.warm_up(test)
+            return test.n_token / min(runner.sample(test).total_ns for _ in range(3)) * 1e9
+        finally:
+            runner.close()
+
+
+def print_budget(budget: BudgetPlan) -> None:
+    """Print the curve, llama-quantize's mixtures and the choice, by size, to standard error."""
+    rows: list[tuple[str, ...]] = [("", "size", "bits", "divergence", "tok/s here")]
+    points = [*((p, p.name) for p in (*budget.curve, *budget.mixtures)), (budget.chosen, "chosen")]
+    for point, name in sorted(points, key=lambda item: item[0].n_bytes):
+        rows.append((name, *_cells(point)))
+    print_table(rows)
+    print("divergences and speeds are estimates; of mixtures as llmrun would quantise them", file=sys.stderr)
+
+
+def _cells(point: Point) -> tuple[str, str, str, str]:
+    return size(point.n_bytes), f"{point.bits:.2f}", f"{point.divergence:.4f}", f"{point.tokens_s:.0f}"
+
+
+def write_report(budget: BudgetPlan, path: Path) -> None:
+    """Write the page of ``--report``.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    from ..formats.atomic_file import AtomicFile
+    from .render.budget_page import budget_page
+
+    with AtomicFile(path) as file:
+        file.write(budget_page(budget).encode())
+        file.finish()
+
+
+def check_report(path: Path | None, *, has_target: bool, is_forced: bool) -> None:
+    """Refuse a page that cannot be written, before anything is measured.
+
+    Raises:
+        UsageError: there is no budget to report on.
+        ConfigError: the file is there.
+    """
+    if path is None:
+        return
+    if not has_target:
+        raise UsageError("shows what a budget buys: give a target too", "--report")
+    if path.exists() and not is_forced:
+        raise ConfigError(f"{path}: exists already; --force replaces it")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(f"{path}: there is no folder {path.absolute().parent}")
