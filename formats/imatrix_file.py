@@ -20,19 +20,19 @@ Source: llama.cpp, tools/imatrix/imatrix.cpp (save_imatrix, save_imatrix_legacy)
 
 from __future__ import annotations
 
-import os
 import struct
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from .atomic_file import AtomicFile
 from .errors import ConfigError, FormatError, quote
 from .ggml_types import GgmlType
 from .gguf import GgufFile
+from .gguf_writer import GgufWriter, TensorEntry
+from .meta_value import MetaValue
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -171,26 +171,23 @@ def write_gguf(path: Path, content: ImatrixFile) -> None:
     Raises:
         ConfigError: the file cannot be written.
     """
-    import gguf  # here: only writers need it
-
-    def write(temporary: Path) -> None:
-        writer = gguf.GGUFWriter(temporary, "")
-        writer.kv_data[0].pop("general.architecture", None)  # not a model
-        writer.add_type("imatrix")
-        writer.add_array("imatrix.datasets", content.datasets or [""])
-        writer.add_uint32("imatrix.chunk_count", content.n_chunk)
-        writer.add_uint32("imatrix.chunk_size", content.chunk_size)
-        for name in sorted(content.sums):
-            sums, counts = content.sums[name].astype(np.float32), content.counts[name].astype(np.float32)
-            is_single = len(counts) == 1  # one dimension is enough then
-            writer.add_tensor(name + SUMS, sums[0] if is_single else np.ascontiguousarray(sums))
-            writer.add_tensor(name + COUNTS, counts if is_single else counts.reshape(-1, 1))
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-
-    _write_whole(path, write)
+    metadata = {
+        "general.type": MetaValue.text("imatrix"),
+        "imatrix.datasets": MetaValue.texts(content.datasets or [""]),
+        "imatrix.chunk_count": MetaValue.u32(content.n_chunk),
+        "imatrix.chunk_size": MetaValue.u32(content.chunk_size),
+    }
+    tensors: dict[str, F32] = {}
+    for name in sorted(content.sums):
+        sums, counts = content.sums[name].astype(np.float32), content.counts[name].astype(np.float32)
+        is_single = len(counts) == 1  # one dimension is enough then
+        tensors[name + SUMS] = sums[0] if is_single else sums
+        tensors[name + COUNTS] = counts if is_single else counts.reshape(-1, 1)
+    entries = [TensorEntry(name, values.shape, GgmlType.F32) for name, values in tensors.items()]
+    with GgufWriter(path, metadata, entries) as writer:
+        for values in tensors.values():
+            writer.write(np.ascontiguousarray(values, "<f4").view(np.uint8).reshape(-1))
+        writer.finish()
 
 
 def write_dat(path: Path, content: ImatrixFile) -> None:
@@ -212,25 +209,6 @@ def write_dat(path: Path, content: ImatrixFile) -> None:
         parts.append(struct.pack(f"<i{len(raw)}sii", len(raw), raw, n_call, len(values)) + values.tobytes())
     dataset = (content.datasets[-1] if content.datasets else "").encode()
     parts.append(struct.pack(f"<ii{len(dataset)}s", content.n_chunk, len(dataset), dataset))
-    _write_whole(path, lambda temporary: temporary.write_bytes(b"".join(parts)))
-
-
-def _write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside ``path``, flush to disk, then rename: nobody ever sees half a file."""
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            write(temporary)
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            mask = os.umask(0)
-            os.umask(mask)
-            temporary.chmod(0o666 & ~mask)
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
+    with AtomicFile(path) as file:
+        file.write(b"".join(parts))
+        file.finish()

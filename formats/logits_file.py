@@ -17,15 +17,14 @@ Source: llama.cpp, tools/perplexity/perplexity.cpp.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CapacityError, ConfigError, FormatError
+from .atomic_file import AtomicFile
+from .errors import FormatError
 
 F32 = npt.NDArray[np.float32]
 
@@ -129,15 +128,7 @@ class LogitsWriter:
     def __init__(self, path: Path, tokens: npt.NDArray[np.integer], n_vocab: int) -> None:
         n_chunk, n_ctx = tokens.shape
         self.path, self._n_vocab, self._n_left = path, n_vocab, n_chunk * n_scored(n_ctx)
-        needed = 2 * self._n_left * record_words(n_vocab)
-        try:
-            status = os.statvfs(path.parent)
-            if status.f_bavail * status.f_frsize < needed:
-                raise CapacityError(f"{path}: needs {needed / 1e9:.2f} GB on disk, which are not free")
-            handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        except OSError as error:
-            raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None
-        self._file, self._temporary = os.fdopen(handle, "wb"), Path(name)
+        self._file = AtomicFile(path, 2 * self._n_left * record_words(n_vocab))
         self._file.write(MAGIC + np.array([n_ctx, n_vocab, n_chunk], "<i4").tobytes())
         self._file.write(np.ascontiguousarray(tokens, "<i4").tobytes())
 
@@ -147,22 +138,13 @@ class LogitsWriter:
         Raises:
             CapacityError: the disk is full.
         """
-        try:
-            self._file.write(encode(logits).tobytes())
-        except OSError as error:
-            raise CapacityError(f"{self.path}: cannot be written: {error.strerror}") from None
+        self._file.write(encode(logits).tobytes())
         self._n_left -= len(logits)
 
     def finish(self) -> None:
         """Put the file in its place."""
         assert self._n_left == 0, f"{self._n_left} rows are missing"
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        mask = os.umask(0)
-        os.umask(mask)
-        self._temporary.chmod(0o666 & ~mask)
-        self._temporary.replace(self.path)
+        self._file.finish()
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -171,7 +153,6 @@ class LogitsWriter:
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         """Remove what was not finished."""
         self._file.close()
-        self._temporary.unlink(missing_ok=True)
 
 
 def encode(logits: F32) -> npt.NDArray[np.uint16]:
