@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from math import prod
 from typing import Protocol
 
@@ -23,20 +22,18 @@ from numpy.typing import NDArray
 from ..formats.errors import FormatError
 from ..formats.ggml_types import GgmlType, row_bytes
 from ..formats.gguf import GgufFile, TensorInfo
-from ..quant.dequantize import DEQUANTIZERS, dequantize
+from ..quant.dequantize import dequantize
 from ..quant.pack_format import PACKED_FORMATS, ROW_LANES, PackedTensor, Slabs, allocate
 from ..quant.widen import run_type
+from .described_weights import DescribedWeights
 from .kernels.kernel_set import KernelSet
-from .kernels.layout import padded
-from .packing import Pack, not_finite, pack_finite, packer
+from .packing import Pack, pack_finite, packer
 from .program import Weight
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 PACK_BYTES = 2 << 20  # of the file, that a thread packs at a time: a few ms
-ALTERNATIVES = ("rope_factors_", "rope_freqs")  # one of several sets of rotation factors is used
-VECTOR_PAD = 32  # columns; kernels read vectors in whole blocks
 
 
 class WeightSource(Protocol):
@@ -64,7 +61,7 @@ class WeightSource(Protocol):
         """Return a matrix as the file has it, for looking rows up: u8 [n_out, bytes of a row]."""
 
 
-class GgufWeights:
+class GgufWeights(DescribedWeights[TensorInfo]):
     """Weights of a GGUF file, packed on request and kept.
 
     Args:
@@ -73,72 +70,17 @@ class GgufWeights:
     """
 
     def __init__(self, file: GgufFile, n_thread: int | None = None) -> None:
+        super().__init__(file.path, file.tensors, file.metadata.get("general.architecture"))
         self._file = file
         self._n_thread = n_thread or os.cpu_count() or 1
         self._pack: Callable[[Weight], Pack] = lambda _: pack_finite
         self._packed: dict[Weight, PackedTensor] = {}
         self._memory = Slabs()
-        self._run_types: dict[str, GgmlType] = {}
-        self._described: set[str] = set()
         self._tables: dict[str, NDArray[np.uint8]] = {}
 
-    def has(self, name: str) -> bool:
-        """Return whether the file has a tensor."""
-        return name in self._file.tensors
-
-    def _info(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
-        info = self._file.tensors.get(name)
-        self._described.add(name)
-        if info is None:
-            raise FormatError(f"{self._file.path}: tensor '{name}' is missing")
-        if info.shape != shape:
-            raise FormatError(
-                f"{self._file.path}: tensor '{name}' has shape {list(info.shape)}, expected {list(shape)}"
-            )
-        return info
-
-    def matrix(self, name: str, n_out: int, n_in: int) -> Weight:
-        """Describe a matrix.
-
-        Raises:
-            FormatError: it is missing, has another shape, or a type that cannot be a weight.
-        """
-        info = self._info(name, (n_out, n_in))
-        if name not in self._run_types:
-            with self._naming_file():
-                self._run_types[name] = run_type(name, info.ggml_type, self._file.data(info))
-        return Weight(name, n_out, n_in, self._run_types[name].name, source=info.ggml_type.name)
-
-    def vector(self, name: str, n_in: int) -> Weight:
-        """Describe a vector.
-
-        Raises:
-            FormatError: it is missing, has another shape, or a type that cannot be a weight.
-        """
-        info = self._info(name, (n_in,))
-        if info.ggml_type not in DEQUANTIZERS:
-            kind = info.ggml_type.name
-            raise FormatError(f"{self._file.path}: tensor '{name}' has type {kind}, expected floating-point weights")
-        return Weight(name, 0, n_in, "F32")
-
-    def check_all_used(self) -> None:
-        """Refuse a file with tensors that the model did not ask for: nothing is dropped silently.
-
-        Raises:
-            FormatError: with the first such tensor.
-        """
-        unused = [n for n in self._file.tensors if n not in self._described and not n.startswith(ALTERNATIVES)]
-        if unused:
-            others = f" (and {len(unused) - 1} more)" if len(unused) > 1 else ""
-            arch = self._file.metadata.get("general.architecture")
-            raise FormatError(
-                f"{self._file.path}: tensor '{unused[0]}'{others} is not part of a {arch} model as llmrun runs it"
-            )
-
-    def split(self, weight: Weight, n_rows: Sequence[int]) -> list[Weight]:
-        """Describe consecutive rows of a matrix as matrices of their own."""
-        starts = [weight.row_start + sum(n_rows[:i]) for i in range(len(n_rows))]
-        return [replace(weight, n_out=n, row_start=start) for n, start in zip(n_rows, starts, strict=True)]
+    def _run_type(self, tensor: TensorInfo) -> GgmlType:
+        with self._naming_file():
+            return run_type(tensor.name, tensor.ggml_type, self._file.data(tensor))
 
     def pack_with(self, kernels: KernelSet) -> None:
         """Pack with compiled kernels (those of ``pack_kernels_of``) from now on; without them NumPy packs."""
@@ -200,13 +142,7 @@ class GgufWeights:
             FormatError: it holds infinite or NaN weights.
         """
         info = self._file.tensors[weight.name]
-        result = np.zeros(padded(weight.n_in, VECTOR_PAD) + 16, np.float32)
-        skip = (-result.ctypes.data % 64) // 4
-        result = result[skip : skip + padded(weight.n_in, VECTOR_PAD)]
-        result[: weight.n_in] = dequantize(info.ggml_type, self._file.data(info))
-        if not np.isfinite(result).all():
-            raise FormatError(f"{self._file.path}: {not_finite(weight.name)}")
-        return result
+        return self._vector_values(weight, dequantize(info.ggml_type, self._file.data(info)))
 
     def table(self, weight: Weight) -> NDArray[np.uint8]:
         """Return a matrix as the file has it: u8 [n_out, bytes of a row]; where the file is mapped, a view of it."""

@@ -6,7 +6,7 @@ error of int8 activations. F16 and BF16 matrices stay as they are, which is the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
@@ -19,10 +19,9 @@ from ...quant.checkpoint import SourceTensor
 from ...quant.dequantize import DEQUANTIZERS, dequantize
 from ...quant.pack_format import PACKED_FORMATS, ROW_LANES, PackedTensor, allocate
 from ...quant.widen import run_type
-from ..kernels.layout import padded
+from ..described_weights import DescribedWeights
 from ..packing import not_finite, pack_finite
 from ..program import Weight
-from ..weights import ALTERNATIVES, VECTOR_PAD
 from .source import ModelSource
 
 F32 = NDArray[np.float32]
@@ -30,7 +29,7 @@ PIECE_BYTES = 4 << 20  # of f32 that a thread packs at a time
 HALVES = (GgmlType.F16, GgmlType.BF16)
 
 
-class LayerWeights:
+class LayerWeights(DescribedWeights[SourceTensor]):
     """A ``WeightSource`` that holds only what ``load`` was last asked for.
 
     Args:
@@ -40,72 +39,23 @@ class LayerWeights:
     """
 
     def __init__(self, source: ModelSource, *, is_float: bool, n_thread: int) -> None:
+        super().__init__(source.path, source.tensors, source.metadata.get("general.architecture"))
         self._source, self._is_float, self._n_thread = source, is_float, n_thread
         self._packed: dict[Weight, PackedTensor] = {}
         self._replaced: Mapping[str, F32] = {}
-        self._types: dict[str, GgmlType] = {}
-        self._described: set[str] = set()
 
-    # ---- describing, while the program is built ----------------------------------------------
-
-    def has(self, name: str) -> bool:
-        """Return whether the model has a tensor."""
-        return name in self._source.tensors
-
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> SourceTensor:
-        path, tensor = self._source.path, self._source.tensors.get(name)
-        self._described.add(name)
-        if tensor is None:
-            raise FormatError(f"{path}: tensor '{name}' is missing")
-        if tensor.shape != shape:
-            raise FormatError(f"{path}: tensor '{name}' has shape {list(tensor.shape)}, expected {list(shape)}")
+    def _run_type(self, tensor: SourceTensor) -> GgmlType:
         if tensor.ggml_type not in DEQUANTIZERS:
-            raise FormatError(f"{path}: tensor '{name}' has type {tensor.ggml_type.name}, expected weights")
-        return tensor
-
-    def matrix(self, name: str, n_out: int, n_in: int) -> Weight:
-        """Describe a matrix.
-
-        Raises:
-            FormatError: it is missing, has another shape, or a type that cannot be a weight.
-        """
-        tensor = self._tensor(name, (n_out, n_in))
-        if name not in self._types:
-            self._types[name] = self._type_of(tensor)
-        return Weight(name, n_out, n_in, self._types[name].name, source=tensor.ggml_type.name)
-
-    def _type_of(self, tensor: SourceTensor) -> GgmlType:
+            raise FormatError(
+                f"{self._path}: tensor '{tensor.name}' has type {tensor.ggml_type.name}, expected weights"
+            )
         raw = tensor.read_raw()
         if raw is None or (self._is_float and tensor.ggml_type not in HALVES):
             return GgmlType.F32
         try:
             return run_type(tensor.name, tensor.ggml_type, raw.reshape(-1))
         except FormatError as error:
-            raise FormatError(f"{self._source.path}: {error}") from None
-
-    def vector(self, name: str, n_in: int) -> Weight:
-        """Describe a vector.
-
-        Raises:
-            FormatError: it is missing, has another shape, or a type that cannot be a weight.
-        """
-        self._tensor(name, (n_in,))
-        return Weight(name, 0, n_in, "F32")
-
-    def split(self, weight: Weight, n_rows: Sequence[int]) -> list[Weight]:
-        """Describe consecutive rows of a matrix as matrices of their own."""
-        starts = [weight.row_start + sum(n_rows[:i]) for i in range(len(n_rows))]
-        return [replace(weight, n_out=n, row_start=start) for n, start in zip(n_rows, starts, strict=True)]
-
-    def check_all_used(self) -> None:
-        """Refuse a model with tensors that its forward pass did not ask for.
-
-        Raises:
-            FormatError: with the first such tensor.
-        """
-        unused = [n for n in self._source.tensors if n not in self._described and not n.startswith(ALTERNATIVES)]
-        if unused:
-            raise FormatError(f"{self._source.path}: tensor '{unused[0]}' is not part of the model as llmrun runs it")
+            raise FormatError(f"{self._path}: {error}") from None
 
     # ---- delivering, one segment at a time ----------------------------------------------------
 
@@ -174,15 +124,11 @@ class LayerWeights:
         Raises:
             FormatError: it holds infinite or NaN weights.
         """
-        tensor = self._source.tensors[weight.name]
-        result = np.zeros(padded(weight.n_in, VECTOR_PAD) + 16, np.float32)
-        skip = (-result.ctypes.data % 64) // 4
-        result = result[skip : skip + padded(weight.n_in, VECTOR_PAD)]
         replaced = self._replaced.get(weight.name)
-        result[: weight.n_in] = tensor.read_rows(0, tensor.n_rows).reshape(-1) if replaced is None else replaced
-        if not np.isfinite(result).all():
-            raise FormatError(f"{self._source.path}: {not_finite(weight.name)}")
-        return result
+        if replaced is None:
+            tensor = self._source.tensors[weight.name]
+            replaced = tensor.read_rows(0, tensor.n_rows).reshape(-1)
+        return self._vector_values(weight, replaced)
 
     def table(self, weight: Weight) -> NDArray[np.uint8]:
         """Return a matrix as it is stored, u8 [n_out, bytes of a row].

@@ -7,7 +7,7 @@ from llmrun.quant.pack import pack
 from llmrun.quant.widen import run_type
 from llmrun.runtime.kernels.layout import padded
 from llmrun.runtime.program import Weight
-from llmrun.runtime.weights import VECTOR_PAD
+from llmrun.runtime.described_weights import VECTOR_PAD
 
 
 class MemoryWeights:
