@@ -160,14 +160,15 @@ class Budget:
         return chosen
 
     def curve(self, n: int = 12) -> list[Assignment]:
-        """Return up to ``n`` optima from the cheapest to the best, spread evenly over the cost."""
+        """Return up to ``n`` optima from the cheapest to the best, their costs in equal ratios."""
         index = dict.fromkeys(self._hulls, 0)
         points, totals = [dict(index)], [math.fsum(self._cost(p[0]) for p in self._hulls.values())]
         for step in self._steps:
             index[step.name] = step.index
             points.append(dict(index))
             totals.append(totals[-1] + step.cost)
-        wanted = [totals[0] + (totals[-1] - totals[0]) * i / max(n - 1, 1) for i in range(n)]
+        ratio = totals[-1] / totals[0] if totals[0] > 0 else 1.0
+        wanted = [totals[0] * ratio ** (i / max(n - 1, 1)) for i in range(n)]
         nearest = dict.fromkeys(min(range(len(totals)), key=lambda i, w=w: abs(totals[i] - w)) for w in wanted)  # type: ignore[misc]
         return [self._chosen(points[i]) for i in nearest]
 

@@ -5,9 +5,9 @@ import numpy as np
 from llmrun.formats.ggml_types import GgmlType, row_bytes
 from llmrun.quant.pack import pack
 from llmrun.quant.widen import run_type
+from llmrun.runtime.described_weights import VECTOR_PAD
 from llmrun.runtime.kernels.layout import padded
 from llmrun.runtime.program import Weight
-from llmrun.runtime.described_weights import VECTOR_PAD
 
 
 class MemoryWeights:
