@@ -13,10 +13,12 @@ def entry() -> None:
     """
     gc.disable()  # while a program starts the collector finds nothing, again and again: 15 ms; see imports.py
     try:
-        from .app import main
+        from .imports import ending_at_interrupt
 
+        with ending_at_interrupt():
+            from .app import main
         code = main()
-    except KeyboardInterrupt:  # while importing
+    except KeyboardInterrupt:  # while it imports the little that it takes to look out for one
         code = 130
     for stream in (sys.stdout, sys.stderr):
         try:

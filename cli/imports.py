@@ -18,13 +18,13 @@ from types import FrameType
 
 def import_numpy() -> None:
     """Import NumPy, which every reader of model files needs."""
-    with _ending_at_interrupt():
+    with ending_at_interrupt():
         import numpy as np  # noqa: F401  # from here on it is there for everyone
 
 
 def import_engine() -> None:
     """Import the engine and all that it needs at once."""
-    with _ending_at_interrupt():
+    with ending_at_interrupt():
         from ..runtime import engine  # noqa: F401  # from here on it is there for everyone
 
 
@@ -36,11 +36,14 @@ def start_collector() -> None:
 
 
 @contextmanager
-def _ending_at_interrupt() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is interrupted
+def ending_at_interrupt() -> Iterator[None]:
+    """End the process at once, with exit code 130, when Ctrl-C comes while the block runs."""
+    before = signal.getsignal(signal.SIGINT)
+    # Only the main thread is interrupted; a job that a script has started with & is not to be.
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
         yield
         return
-    before = signal.signal(signal.SIGINT, _end)
+    signal.signal(signal.SIGINT, _end)
     try:
         yield
     finally:

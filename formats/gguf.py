@@ -95,9 +95,12 @@ class GgufFile:
         """
         return self._files[info.shard].array(info.offset, info.n_bytes)
 
-    def release(self, info: TensorInfo) -> None:
-        """Drop a tensor's resident pages; they come back from the file when touched. Does nothing on Windows."""
-        self._files[info.shard].release(info.offset, info.n_bytes)
+    def release(self, info: TensorInfo, start: int = 0, stop: int | None = None) -> None:
+        """Drop the resident pages of some bytes of a tensor, or of all; they come back from the file when touched.
+
+        Does nothing on Windows.
+        """
+        self._files[info.shard].release(info.offset + start, (info.n_bytes if stop is None else stop) - start)
 
     def check_unchanged(self) -> None:
         """Check that no file has changed since ``open``; call it before touching mapped data after a pause.

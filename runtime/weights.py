@@ -105,7 +105,6 @@ class GgufWeights(DescribedWeights[TensorInfo]):
                     weight, tensor, jobs = started.popleft()
                     for job in jobs:
                         job.result()
-                    self._file.release(self._file.tensors[weight.name])
                     self._packed[weight] = tensor
                     done += weight.n_out * weight.n_in
                     if on_progress:
@@ -119,10 +118,17 @@ class GgufWeights(DescribedWeights[TensorInfo]):
         info, kind = self._file.tensors[weight.name], GgmlType[weight.packed]
         tensor = allocate(weight.name, kind, weight.n_out, weight.n_in, info.ggml_type, self._memory)
         n_byte = row_bytes(info.ggml_type, weight.n_in)
-        data = self._file.data(info)[weight.row_start * n_byte : (weight.row_start + weight.n_out) * n_byte]
+        begin, end = weight.row_start * n_byte, (weight.row_start + weight.n_out) * n_byte
+        data, pack = self._file.data(info)[begin:end], self._pack(weight)
+
+        def pack_groups(start: int, stop: int) -> None:
+            pack(tensor, data, start, stop)
+            first, last = (begin + group * ROW_LANES * n_byte for group in (start, stop))
+            self._file.release(info, first, min(last, end))
+
         step = max(1, PACK_BYTES // (ROW_LANES * n_byte))
         starts = range(0, tensor.n_rowgroup, step)
-        jobs = [pool.submit(self._pack(weight), tensor, data, a, min(a + step, tensor.n_rowgroup)) for a in starts]
+        jobs = [pool.submit(pack_groups, a, min(a + step, tensor.n_rowgroup)) for a in starts]
         return weight, tensor, jobs
 
     def packed(self, weight: Weight) -> PackedTensor:
