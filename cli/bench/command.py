@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from .options import FORMATS, MachineOptions, OutputOptions, PeerOptions, TestOptions, one_of
+from .options import FORMATS, DraftOptions, MachineOptions, OutputOptions, PeerOptions, TestOptions, one_of
 
 
-def bench(tests: TestOptions, machine: MachineOptions, peer: PeerOptions, output: OutputOptions) -> None:
+def bench(
+    tests: TestOptions, machine: MachineOptions, peer: PeerOptions, drafts: DraftOptions, output: OutputOptions
+) -> None:
     """Measure the speed of models, as llama-bench does.
 
     Numbers may be lists (1,2,4) and ranges (first-last, first-last+step, first-last*mult); every combination is run.
@@ -21,6 +23,12 @@ def bench(tests: TestOptions, machine: MachineOptions, peer: PeerOptions, output
     forms = [one_of(output.output, FORMATS, "-o")]
     if output.output_err is not None and output.output_err != "none":
         forms.append(one_of(output.output_err, FORMATS, "-oe"))
+    if drafts.spec is not None or drafts.draft is not None or drafts.kinds is not None:
+        from .drafts import check_draft_options, run_drafts
+
+        check_draft_options(tests, machine, peer, drafts, output)
+        run_drafts(plan, tests, drafts, output)
+        return
     if peer.vs is not None:
         from .versus import check_peer_options, run_versus
 

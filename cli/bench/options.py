@@ -205,6 +205,41 @@ class PeerOptions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DraftOptions:
+    """What guessing ahead gains."""
+
+    spec: Annotated[
+        str | None,
+        Option(
+            "--spec",
+            metavar="auto|draft|ngram",
+            help="Instead: answer fixed prompts (code, edits, JSON, prose, chat, …) with and without guessing ahead.",
+            show_default=False,
+        ),
+    ] = None
+    draft: Annotated[
+        str | None,
+        Option(
+            "--draft",
+            "-md",
+            "--model-draft",
+            metavar="MODEL",
+            help="With --spec: a small model that guesses ahead.",
+            show_default=False,
+        ),
+    ] = None
+    kinds: Annotated[
+        str | None,
+        Option(
+            "--kinds",
+            metavar="LIST",
+            help="With --spec: these kinds of prompts only, such as code,edit.",
+            show_default=False,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
     """How it is written."""
 

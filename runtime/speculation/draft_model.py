@@ -1,8 +1,9 @@
 """A small model that drafts for a large one: its file opened beside the target's, on the target's threads.
 
-Two things make its step cheap, and neither can change a text. Its output matrix is cut to the tokens that come first
-in the vocabulary, which in a byte-pair vocabulary are those merged first, the frequent ones (FR-Spec, Zhao et al.,
-arXiv 2502.14856; 32k of Qwen's 152k are 94 % of the tokens of code). And what it sees of a long text is a window.
+Three things make its step cheap, and none can change a text. Its output matrix is cut to the tokens that come first in
+the vocabulary, which in a byte-pair vocabulary are those merged first, the frequent ones (FR-Spec, Zhao et al., arXiv
+2502.14856; 32k of Qwen's 152k are 94 % of the tokens of code). Its larger weights are made smaller in memory
+(``draft_weights.py``). And what it sees of a long text is a window.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
 from ..memory import available_bytes, gigabytes
 from ..models import build_model
+from ..packing import pack_kernels_of
 from ..program import Buffer, Op, Program
 from ..simd.isa import choose_target
-from ..weights import GgufWeights
+from .draft_weights import DraftWeights
 from .vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ class DraftModel:
         """
         file = GgufFile.open(path, use_mmap=use_mmap)
         try:
-            weights = GgufWeights(file, target.n_threads)
+            weights = DraftWeights(file, target.n_threads)
             n_ctx = min(N_CTX, target.n_ctx)
             model = build_model(file.metadata, weights, n_ctx)
             weights.check_all_used()
@@ -98,7 +100,10 @@ class DraftModel:
             free = available_bytes()
             if needed > free:
                 raise CapacityError(f"{path}: the draft model needs {gigabytes(needed)}, {gigabytes(free)} free")
-            kernels = KernelSet(kernels_of(program), choose_target(), on_progress=on_progress)
+            narrowed = [replace(w, source="") for w in streamed]  # their rows are Q4_0 when they are packed
+            names = kernels_of(program) | pack_kernels_of([*streamed, *narrowed])
+            kernels = KernelSet(names, choose_target(), on_progress=on_progress)
+            weights.pack_with(kernels)
             weights.load(streamed, on_progress)
             file.check_unchanged()
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
