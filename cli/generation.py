@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import ConfigError, LlmrunError
+from ..runtime.kernels.layout import DEFAULT_KV_TYPE, KV_TYPES
 from .declare import UsageError
 from .imports import import_engine, start_collector
 from .options import LoadOptions, SamplingOptions, SpeculationOptions
@@ -34,7 +35,9 @@ def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None, d
 
     Raises:
         LlmrunError: whatever the engine finds wrong with the file, the options or the machine.
+        UsageError: an option has no sense.
     """
+    kv_type = kv_type_of(options)
     import_engine()  # here: --help must not pay for the engine
     from ..runtime.engine import Engine
 
@@ -46,11 +49,28 @@ def open_engine(path: Path, options: LoadOptions, *, n_ctx: int | None = None, d
             n_ubatch=options.ubatch_size,
             use_mmap=options.mmap,
             tokenizer_pre=options.override_pre,
+            kv_type=kv_type,
             draft=draft,
             on_progress=progress,
         )
     start_collector()
     return engine
+
+
+def kv_type_of(options: LoadOptions) -> str:
+    """Return how keys and values are to be kept.
+
+    Raises:
+        UsageError: there is no such type, or two are wanted.
+    """
+    wanted = {"-ctk": options.cache_type_k, "-ctv": options.cache_type_v}
+    given = {option: kv_type for option, kv_type in wanted.items() if kv_type is not None}
+    for option, kv_type in given.items():
+        if kv_type not in KV_TYPES:
+            raise UsageError(f"{kv_type!r} is not one of {', '.join(KV_TYPES)}", hint=option)
+    if len(set(given.values())) > 1:
+        raise UsageError("keys and values of different types are not supported: expected the same as -ctk", hint="-ctv")
+    return next(iter(given.values()), DEFAULT_KV_TYPE)
 
 
 def choose_seed(seed: int) -> int:

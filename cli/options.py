@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from ..runtime.kernels.layout import KV_TYPES
 from .declare import Argument, Option
 
 Model = Annotated[
@@ -51,6 +52,20 @@ class LoadOptions:
         bool,
         Option("--mmap/--no-mmap", help="Map the file, or read it (for files that may change while in use)."),
     ] = True
+    cache_type_k: Annotated[
+        str | None,
+        Option(
+            "--cache-type-k",
+            "-ctk",
+            metavar="|".join(KV_TYPES),
+            help="How keys and values are kept, both in one type; q8_0 takes about half the memory.  [default: f16]",
+            show_default=False,
+        ),
+    ] = None
+    cache_type_v: Annotated[
+        str | None,
+        Option("--cache-type-v", "-ctv", metavar="|".join(KV_TYPES), help="The same as -ctk.", show_default=False),
+    ] = None
     override_pre: Annotated[
         str | None,
         Option(

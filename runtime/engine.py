@@ -23,7 +23,7 @@ from .executor.team import Team
 from .executor.threaded import ThreadedExecutor, kernels_of
 from .fuse import fuse, lower
 from .kernels.kernel_set import KernelSet
-from .kernels.layout import PAGE_SLOTS
+from .kernels.layout import DEFAULT_KV_TYPE, KV_TYPES, PAGE_SLOTS
 from .kv_cache import KvPages, KvSequence
 from .memory import MemoryPlan, available_bytes, choose_context
 from .models import build_model
@@ -106,6 +106,7 @@ class Engine:
         use_mmap: bool = True,
         tokenizer_pre: str | None = None,
         is_fused: bool = True,
+        kv_type: str = DEFAULT_KV_TYPE,
         draft: Path | None = None,
         on_progress: Progress | None = None,
     ) -> Self:
@@ -119,6 +120,7 @@ class Engine:
             use_mmap: map the file, or read it.
             tokenizer_pre: overrides the file's pre-tokenizer name.
             is_fused: join operations (the other form exists for tests; the same bits).
+            kv_type: how keys and values are kept, one of ``KV_TYPES``.
             draft: a small GGUF model that drafts for this one.
             on_progress: called as (what, done, total) during long steps.
 
@@ -127,6 +129,8 @@ class Engine:
         """
         if n_ubatch < 1 or (n_threads is not None and n_threads < 1) or (n_ctx is not None and n_ctx < 1):
             raise ConfigError("threads, context and ubatch sizes must be at least 1")
+        if kv_type not in KV_TYPES:
+            raise ConfigError(f"no KV cache of type {kv_type!r}: expected one of {', '.join(KV_TYPES)}")
         target = choose_target()
         file = GgufFile.open(path, use_mmap=use_mmap)
         team: Team | None = None
@@ -140,17 +144,17 @@ class Engine:
             n_out = max(1, min(n_ubatch, LOGITS_BYTES // (4 * hp.n_vocab)))
             memory = MemoryPlan(
                 weight_bytes=weights.packed_bytes(streamed_weights(program)),
-                slot_bytes=KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head),
+                slot_bytes=KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head, kv_type),
                 arena_bytes=LOGITS_BYTES + n_ubatch * 4 * (8 * hp.n_embd + 4 * hp.n_ff) + draft_bytes(draft),
                 available_bytes=available_bytes(),
             )
             n_ctx_used = choose_context(memory, file.path, wanted=n_ctx, n_ctx_train=hp.n_ctx_train)
-            names = kernels_of(program) | pack_kernels_of(streamed_weights(program))
+            names = kernels_of(program, kv_type) | pack_kernels_of(streamed_weights(program))
+            pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx_used + PAGE_SLOTS, kv_type)
             kernels = KernelSet(names, target, on_progress=on_progress)
             weights.pack_with(kernels)
             weights.load(streamed_weights(program), on_progress)
             file.check_unchanged()
-            pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx_used + PAGE_SLOTS)
             team = Team(kernels, threads)
             executor = ThreadedExecutor(program, weights, pages, kernels, team, n_tok=n_ubatch, n_out=n_out)
             tokenizer, template = vocabulary.result()

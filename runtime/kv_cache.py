@@ -12,35 +12,47 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..formats.errors import CapacityError
-from .kernels.layout import PAGE_SLOTS
+from ..formats.errors import CapacityError, ConfigError
+from .kernels.layout import DEFAULT_KV_TYPE, KV_HEAD_BYTES, PAGE_SLOTS
 
 
 class KvPages:
-    """Keys and values of all layers, f16.
+    """Keys and values of all layers.
 
     Args:
         n_layer: layers.
         n_head_kv: key heads of a layer.
         n_embd_head: columns of a head.
         n_slot: slots that can be in use at once, over all sequences.
+        kv_type: how they are kept, one of ``KV_TYPES`` (``kernels/kv_store.py`` has the layouts).
+
+    Raises:
+        ConfigError: heads of that width cannot be kept in that type.
     """
 
-    def __init__(self, n_layer: int, n_head_kv: int, n_embd_head: int, n_slot: int) -> None:
-        self.n_layer = n_layer
+    def __init__(
+        self, n_layer: int, n_head_kv: int, n_embd_head: int, n_slot: int, kv_type: str = DEFAULT_KV_TYPE
+    ) -> None:
+        if kv_type != "f16" and n_embd_head % 32:
+            raise ConfigError(
+                f"a KV cache of type {kv_type} needs heads of a multiple of 32 columns, this model's have {n_embd_head}"
+            )
+        self.n_layer, self.n_embd_head, self.kv_type = n_layer, n_embd_head, kv_type
         self.n_page = -(-n_slot // PAGE_SLOTS)
-        self.page_bytes = 2 * n_head_kv * PAGE_SLOTS * n_embd_head
+        self.page_bytes = n_head_kv * n_embd_head * KV_HEAD_BYTES[kv_type]
         # All layers of a page lie together: a system that gives memory in pieces of 2 MB gives few of them at first.
-        pages = _reserve((self.n_page, n_layer, 2, self.page_bytes // 2))
+        pages = _reserve((self.n_page, n_layer, 2, self.page_bytes))
+        if kv_type == "f16":
+            pages = pages.view(np.float16)
         self.keys, self.values = pages[:, :, 0].swapaxes(0, 1), pages[:, :, 1].swapaxes(0, 1)  # [n_layer, n_page, …]
         self.page_stride = pages.strides[0]
         self._free = list(range(self.n_page - 1, -1, -1))
         self._n_user = [0] * self.n_page
 
     @staticmethod
-    def slot_bytes(n_layer: int, n_head_kv: int, n_embd_head: int) -> int:
+    def slot_bytes(n_layer: int, n_head_kv: int, n_embd_head: int, kv_type: str = DEFAULT_KV_TYPE) -> int:
         """Return the bytes that one slot of all layers takes."""
-        return n_layer * 2 * 2 * n_head_kv * n_embd_head
+        return n_layer * 2 * n_head_kv * n_embd_head * KV_HEAD_BYTES[kv_type] // PAGE_SLOTS
 
     def take(self) -> int:
         """Return a free page.
@@ -74,12 +86,12 @@ class KvPages:
         return self._n_user[page] > 1
 
 
-def _reserve(shape: tuple[int, ...]) -> NDArray[np.float16]:
-    """Return memory that takes room only where it is written, 64-byte aligned."""
+def _reserve(shape: tuple[int, ...]) -> NDArray[Any]:
+    """Return bytes that take room only where they are written, 64-byte aligned."""
     n = int(np.prod(shape))
-    raw = np.empty(2 * n + 64, np.uint8)  # large blocks come from the system untouched
+    raw = np.empty(n + 64, np.uint8)  # large blocks come from the system untouched
     skip = -raw.ctypes.data % 64
-    result: NDArray[np.float16] = raw[skip : skip + 2 * n].view(np.float16).reshape(shape)
+    result: NDArray[Any] = raw[skip : skip + n].reshape(shape)
     return result
 
 
@@ -139,12 +151,19 @@ class KvSequence:
         used = self.page_table[: self._n_page]
         return {
             "n_past": self.n_past,
+            "kv_type": self._pages.kv_type,
             "keys": self._pages.keys[:, used].copy(),
             "values": self._pages.values[:, used].copy(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Replace this sequence's content by a saved one."""
+        """Replace this sequence's content by a saved one.
+
+        Raises:
+            ConfigError: it was saved from a cache of another type.
+        """
+        if state["kv_type"] != self._pages.kv_type:
+            raise ConfigError(f"saved keys and values are {state['kv_type']}, this cache is {self._pages.kv_type}")
         self.rollback(0)
         self.append(state["n_past"])
         used = self.page_table[: self._n_page]

@@ -50,7 +50,6 @@ class Bench:
         self._meter, self.energy = find_meter()
         self._machine = {"build_commit": __version__, "build_number": 0, "cpu_info": cpu_name()}
         self._n_done, self._n_test = 0, len(plan.settings) * len(plan.tests)
-        self._traffic: dict[Path, Traffic] = {}
         self._start_ns: dict[Path, int | None] = {}
         self._rooflines: dict[int, Roofline | None] = {}
 
@@ -68,8 +67,8 @@ class Bench:
         from ...runtime.measure.runner import Runner
         from ...runtime.measure.traffic import read_traffic
 
-        if path not in self._traffic:
-            self._traffic[path] = read_traffic(path)
+        traffic = read_traffic(path, setting.type_k)
+        if path not in self._start_ns:
             self._start_ns[path] = self._time_starts(path, setting)
         roofline = self._roofline(setting.n_threads)
         forget_peak()
@@ -84,7 +83,7 @@ class Bench:
             runner = Runner(engine, n_batch=setting.n_batch)
             for test in self._plan.tests:
                 measured = self._run_test(runner, test)
-                yield self._record(setting, engine, self._traffic[path], measured, own)
+                yield self._record(setting, engine, traffic, measured, own)
         finally:
             engine.close()
             del engine
@@ -170,5 +169,8 @@ class Bench:
 
 def _load_options(setting: Setting) -> LoadOptions:
     return LoadOptions(
-        threads=setting.n_threads, ubatch_size=min(setting.n_batch, setting.n_ubatch), mmap=setting.use_mmap
+        threads=setting.n_threads,
+        ubatch_size=min(setting.n_batch, setting.n_ubatch),
+        mmap=setting.use_mmap,
+        cache_type_k=setting.type_k,
     )

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from ...runtime.kernels.layout import KV_TYPES
 from ..declare import Option, UsageError
 
-KV_TYPES = ("f16",)
 FORMATS = ("md", "csv", "json", "jsonl", "sql")
 
 
@@ -72,13 +72,13 @@ class TestOptions:
             "--cache-type-k",
             "-ctk",
             metavar="T",
-            help=f"Type of the KV cache: {', '.join(KV_TYPES)}.",
+            help=f"Types of the KV cache, keys and values: {', '.join(KV_TYPES)}.  [default: f16]",
             show_default=False,
         ),
     ] = None
     cache_type_v: Annotated[
         list[str] | None,
-        Option("--cache-type-v", "-ctv", metavar="T", help="Must be that of -ctk.", show_default=False),
+        Option("--cache-type-v", "-ctv", metavar="T", help="The same as -ctk.", show_default=False),
     ] = None
     threads: Annotated[
         list[str] | None,

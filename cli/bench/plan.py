@@ -6,9 +6,10 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...runtime.kernels.layout import DEFAULT_KV_TYPE, KV_TYPES
 from ..declare import UsageError
 from .grid import MAX_VALUES, Setting, batched_tests, numbers, pairs, tests_of, words
-from .options import KV_TYPES, TestOptions, one_of
+from .options import TestOptions, one_of
 
 if TYPE_CHECKING:
     from ...runtime.measure.bench_row import BenchTest
@@ -34,9 +35,12 @@ def make_plan(options: TestOptions) -> Plan:
     if not options.model:
         raise UsageError("give at least one model", "-m")
     _refuse_what_is_missing(options)
-    types = [one_of(t, KV_TYPES, "-ctk") for t in words(options.cache_type_k, "f16")]
-    if options.cache_type_v is not None and words(options.cache_type_v, "f16") != types:
-        raise UsageError("keys and values of different types are not supported: expected the same as -ctk", "-ctv")
+    types = [one_of(t, KV_TYPES, "-ctv") for t in words(options.cache_type_v, DEFAULT_KV_TYPE)]
+    if options.cache_type_k is not None:
+        types_k = [one_of(t, KV_TYPES, "-ctk") for t in words(options.cache_type_k, DEFAULT_KV_TYPE)]
+        if options.cache_type_v is not None and types != types_k:
+            raise UsageError("keys and values of different types are not supported: expected the same as -ctk", "-ctv")
+        types = types_k
     grid: dict[str, list[Any]] = {
         "model": options.model,
         "n_batch": numbers(options.batch_size, "-b", minimum=1) or [2048],
@@ -51,7 +55,7 @@ def make_plan(options: TestOptions) -> Plan:
         raise UsageError("no test is left: give -p, -n, -pg or -npl a number above 0", "-p")
     if len(settings) * len(tests) > MAX_VALUES:
         raise UsageError(f"{len(settings) * len(tests)} tests, more than {MAX_VALUES}", "-p")
-    defaults = {"n_batch": [2048], "n_ubatch": [512], "type_k": ["f16"], "use_mmap": [True]}
+    defaults = {"n_batch": [2048], "n_ubatch": [512], "type_k": [DEFAULT_KV_TYPE], "use_mmap": [True]}
     extra = [name for name, default in defaults.items() if grid[name] != default]
     if "use_mmap" in extra:
         extra.append("load_mode")

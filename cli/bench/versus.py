@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ENGINES = ("llama-cpp",)
 FORMS = ("md", "json", "jsonl")
 MAX_SHARE_PCT = 105.0
+_SETTING = ("model_filename", "n_threads", "n_batch", "n_ubatch", "type_k")
 
 
 def check_peer_options(plan: Plan, tests: TestOptions, output: OutputOptions, peer: PeerOptions) -> None:
@@ -80,7 +81,7 @@ def _compare_setting(
     from ...runtime.measure.versus import OWN_COMMAND, Worker, compare
 
     path = resolve(setting.model)
-    traffic = read_traffic(path)
+    traffic = read_traffic(path, setting.type_k)
     roofline = None if machine.no_roofline else measure(setting.n_threads)
     settings = {
         "path": str(path),
@@ -88,6 +89,7 @@ def _compare_setting(
         "n_batch": setting.n_batch,
         "n_ubatch": setting.n_ubatch,
         "n_threads": setting.n_threads,
+        "type_k": setting.type_k,
         "flash_attn": {"1": "on", "-1": "auto"}.get(flag := words(tests.flash_attn, "auto")[0], flag),
     }
     with (
@@ -122,6 +124,7 @@ def _about(path: Path, setting: Setting, settings: dict[str, Any], own: Worker, 
         "n_threads": setting.n_threads,
         "n_batch": setting.n_batch,
         "n_ubatch": setting.n_ubatch,
+        "type_k": setting.type_k,
         "flash_attn": settings["flash_attn"],
         "engine": own.about["version"],
         "isa": own.about["system_info"],
@@ -206,11 +209,12 @@ def comparison_text(records: list[dict[str, Any]]) -> str:
     first = records[0]
     lines += [f"machine: {escaped(first['cpu_info'])}", f"{first['engine']}: {first['isa']}"]
     lines.append(f"{escaped(first['peer'])}: {escaped(first['peer_system_info'])}")
-    for key in dict.fromkeys((r["model_filename"], r["n_threads"], r["n_batch"], r["n_ubatch"]) for r in records):
-        row = next(r for r in records if (r["model_filename"], r["n_threads"], r["n_batch"], r["n_ubatch"]) == key)
+    settings = {tuple(r[name] for name in _SETTING): r for r in reversed(records)}
+    for row in reversed(settings.values()):
         lines.append(
             f"{escaped(Path(row['model_filename']).name)}: SHA-256 {row['sha256']}, {row['n_threads']} threads,"
-            f" -b {row['n_batch']} -ub {row['n_ubatch']} -fa {row['flash_attn']}"
+            f" -b {row['n_batch']} -ub {row['n_ubatch']} -ctk {row['type_k']} -ctv {row['type_k']}"
+            f" -fa {row['flash_attn']}"
         )
         if row["is_valid"] is False:
             lines.append(f"INVALID: {row['reason']}")

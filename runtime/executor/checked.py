@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ...quant.unpack import unpack
 from ..batch import Batch
 from ..kernels import reference as twin
-from ..kernels.layout import PAGE_SLOTS
+from ..kernels.layout import DEFAULT_KV_TYPE, PAGE_SLOTS
 from ..program import Buffer, Op, Program, Rope
 from ..weights import WeightSource, look_up
 from .plan import RECORDS
@@ -32,10 +32,19 @@ class CheckedExecutor:
         weights: delivers what the program names.
         n_slot: slots of the sequence.
         is_exact: quantise activations as the kernels do.
+        kv_type: how keys and values are kept.
     """
 
-    def __init__(self, program: Program, weights: WeightSource, n_slot: int, *, is_exact: bool = True) -> None:
-        self.program, self._weights, self._is_exact = program, weights, is_exact
+    def __init__(
+        self,
+        program: Program,
+        weights: WeightSource,
+        n_slot: int,
+        *,
+        is_exact: bool = True,
+        kv_type: str = DEFAULT_KV_TYPE,
+    ) -> None:
+        self.program, self._weights, self._is_exact, self._kv_type = program, weights, is_exact, kv_type
         self.buffers: dict[Buffer, Any] = {}
         self._n_slot = n_slot
         self._keys: dict[int, F32] = {}
@@ -158,7 +167,7 @@ class CheckedExecutor:
         return twin.rope(heads, cosines, sines, is_neox=rope.is_neox).reshape(x.shape)
 
     def kv_store(self, op: Op) -> F32:
-        """Keep keys (rotated first where fusion put that here) and values, rounded to f16."""
+        """Keep keys (rotated first where fusion put that here) and values; they are rounded where they are read."""
         layer = op.attributes["layer"]
         if "rope" in op.attributes:
             rotation = {"rope": op.attributes["rope"], "n_head": op.attributes["n_head_kv"]}
@@ -168,7 +177,7 @@ class CheckedExecutor:
             x = self.buffers[buffer]
             if layer not in store:
                 store[layer] = np.zeros((self._n_slot, x.shape[1]), np.float32)
-            store[layer][self._batch.rows[:, 2]] = x.astype(np.float16).astype(np.float32)
+            store[layer][self._batch.rows[:, 2]] = x
         keys: F32 = self.buffers[op.reads[0]]
         return keys
 
@@ -185,7 +194,9 @@ class CheckedExecutor:
             start = max(int(row[4]), len(slots) - a["window"]) if a["window"] else int(row[4])
             for h in range(n_head_kv):
                 columns = slice(h * heads.shape[3], (h + 1) * heads.shape[3])
-                keys, values = (store[a["layer"]][slots, columns] for store in (self._keys, self._values))
+                keys, values = (
+                    twin.kept(store[a["layer"]][slots, columns], self._kv_type) for store in (self._keys, self._values)
+                )
                 result[i, h] = twin.attention_row(heads[i, h], keys, values, start, a["scale"], softcap_=a["softcap"])
         rows: F32 = result.reshape(q.shape)
         return rows

@@ -16,29 +16,42 @@ from ...formats.errors import ConfigError
 from ...formats.ggml_types import BLOCK, GgmlType
 from ..batch import Batch
 from ..kernels.kernel_set import KernelSet
-from ..kernels.layout import BARRIER_WORD, BATCH_STOP, N_OUT, N_TOK, RECORD_WORDS
+from ..kernels.layout import (
+    BARRIER_WORD,
+    BATCH_STOP,
+    DEFAULT_KV_TYPE,
+    MAX_EMBD_HEAD,
+    MAX_SHARED,
+    N_OUT,
+    N_TOK,
+    RECORD_WORDS,
+    SEGMENT_PAGES,
+    state_bytes,
+)  # fmt: skip
 from ..kv_cache import KvPages
 from ..program import Buffer, Op, Program, Rope, Weight
 from ..weights import WeightSource
 from .plan import RECORDS, plan, row_bytes
 from .team import Team, aligned_array
 
-MAX_EMBD_HEAD = 512  # attention's scratch; kernels/attention.py
 ACTIVATIONS = {"silu": 1, "gelu": 2}
+MIN_SHARERS = 4  # threads that there is room for at least
 
 
-def kernel_of(op: Op) -> str:
-    """Return the name of the kernel that runs an operation."""
+def kernel_of(op: Op, kv_type: str = DEFAULT_KV_TYPE) -> str:
+    """Return the name of the kernel that runs an operation, with a KV cache of some type."""
     if op.kind == "embed":
         return f"embed_{op.weights[0].file_type.lower()}"
     if op.kind == "matmul":
         return f"matmul_{op.weights[0].packed.lower()}"
+    if op.kind in ("kv_store", "attention"):
+        return f"{op.kind}_{kv_type}"
     return "add" if op.kind == "add_bias" else op.kind
 
 
-def kernels_of(program: Program) -> set[str]:
+def kernels_of(program: Program, kv_type: str = DEFAULT_KV_TYPE) -> set[str]:
     """Return the names of all kernels that a program needs."""
-    return {kernel_of(op) for op in program.ops}
+    return {kernel_of(op, kv_type) for op in program.ops}
 
 
 def f32_bits(value: float) -> int:
@@ -53,7 +66,7 @@ class ThreadedExecutor:
         program: lowered, fused or not.
         weights: delivers what the program names.
         pages: the KV cache.
-        kernels: loaded kernels (``kernels_of(program)``).
+        kernels: loaded kernels (``kernels_of(program, pages.kv_type)``).
         team: the threads.
         n_tok: largest number of rows of a pass.
         n_out: largest number of outputs of a pass.
@@ -76,12 +89,16 @@ class ThreadedExecutor:
         self._arena = aligned_array(self._plan.n_bytes // 8 + 8)
         self._keep: list[Any] = []
         self._vectors: dict[str, int] = {}
+        n_state = 2 * max(MIN_SHARERS, team.n_thread if team else 0) * (pages.n_page // SEGMENT_PAGES + 1)
+        self._states = np.empty(n_state * state_bytes(pages.n_embd_head) + 64, np.uint8)  # touched where it is used
+        self._n_state = n_state
+        self._counters = aligned_array(MAX_SHARED)
         self._embed = next((op for op in program.ops if op.kind == "embed"), None)
         self._n_op = len(program.ops)
         self._records = aligned_array(self._n_op * RECORD_WORDS).reshape(self._n_op, RECORD_WORDS)
         for record, op, has_barrier in zip(self._records, program.ops, self._plan.has_barrier, strict=True):
             words = BINDERS[op.kind](self, op)
-            record[0] = kernels.address(kernel_of(op))
+            record[0] = kernels.address(kernel_of(op, pages.kv_type))
             rows = op.writes[0].rows if op.writes else "tok"
             record[1] = N_OUT if rows == "out" else N_TOK
             record[2 : 2 + len(words)] = words
@@ -107,7 +124,11 @@ class ThreadedExecutor:
             self._check_tokens(self._embed, batch)
         batch.record[BATCH_STOP // 8] = self._team.stop_address
         n_op = self._n_op if batch.n_out else self._n_op_body
-        self._team.run(int(self._records.ctypes.data), n_op, int(batch.record.ctypes.data), is_long=is_long)
+        try:
+            self._team.run(int(self._records.ctypes.data), n_op, int(batch.record.ctypes.data), is_long=is_long)
+        except BaseException:
+            self._counters[:] = 0  # a pass that is given up leaves parts of attention uncounted
+            raise
 
     def _check_tokens(self, embed: Op, batch: Batch) -> None:
         """Check the token ids, and put given vectors in place."""
@@ -164,6 +185,11 @@ class ThreadedExecutor:
         """Return (keys, values, bytes from a page to the next) of a layer."""
         pages = self._pages
         return int(pages.keys[layer].ctypes.data), int(pages.values[layer].ctypes.data), pages.page_stride
+
+    def shared_room(self) -> tuple[int, int, int, int]:
+        """Return what attention shares its work through: room for states, their number and bytes, counters."""
+        address = int(self._states.ctypes.data)
+        return address + -address % 64, self._n_state, state_bytes(self._pages.n_embd_head), self.array(self._counters)
 
 
 # ---- records: the words after the kernel's address and the row count, as each kernel lists them -----
@@ -273,7 +299,7 @@ def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
     return [
         a["n_head"], a["n_head_kv"], n_embd_head, e.at(q), row_bytes(q), e.at(y), row_bytes(y),
         *e.page_addresses(a["layer"]), f32_bits(a["scale"]), f32_bits(a["softcap"]), a["window"],
-        _records(e, op),
+        _records(e, op), *e.shared_room(),
     ]  # fmt: skip
 
 

@@ -51,6 +51,19 @@ TOKEN_GROUP = 16  # tokens whose activation records lie side by side
 PACK_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16")
 FLOAT_COLUMNS = 8  # that they pack at once of types whose blocks are single weights
 PAGE_SLOTS = 64  # slots of a KV page
+# Bytes of one column of a key head in a page, keys or values alone, by the type of the cache (``kv_store.py``).
+KV_HEAD_BYTES = {"f16": 2 * PAGE_SLOTS, "q8_0": PAGE_SLOTS + 2 * PAGE_SLOTS // 32}
+KV_TYPES = tuple(KV_HEAD_BYTES)
+DEFAULT_KV_TYPE = "f16"
+MAX_EMBD_HEAD = 512  # columns of a head, which size attention's scratch
+SEGMENT_PAGES = 8  # that attention goes over before it merges what they come to
+MAX_COLUMN = 16  # rows and query heads that attention works on together
+MAX_SHARED = 64  # tiles of attention whose segments are dealt out at the same time
+
+
+def state_bytes(n_embd_head: int) -> int:
+    """Return the bytes of a state of attention (``attention_tile.py``)."""
+    return (2 * 64 + 4 * n_embd_head) * MAX_COLUMN
 
 
 def padded(n: int, multiple: int = ROW_LANES) -> int:

@@ -113,6 +113,10 @@ class Activations:
     q: NDArray[np.int32]
     scale: F32
 
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.q)
+
     def scaled_sum(self, start: int, stop: int) -> F32:
         """Return ``scale * sum(q[start:stop])`` of every block: [n_tok, n_block]."""
         result: F32 = self.scale * self.q[:, :, start:stop].sum(axis=2).astype(np.float32)
@@ -256,12 +260,22 @@ MINUS_INFINITY = np.float32(-np.inf)
 NOTHING_SEEN = np.finfo(np.float32).min
 
 
-def attention_row(q: F32, keys: F32, values: F32, start: int, scale: float, *, softcap_: float = 0.0) -> F32:
+def kept(x: F32, kv_type: str) -> F32 | Activations:
+    """Return keys or values [n_slot, n_embd_head] as the KV cache keeps them."""
+    if kv_type == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    blocks = quantize(x)
+    return Activations(blocks.q, blocks.scale.astype(np.float16).astype(np.float32))
+
+
+def attention_row(
+    q: F32, keys: F32 | Activations, values: F32 | Activations, start: int, scale: float, *, softcap_: float = 0.0
+) -> F32:
     """Attend with query heads that share a key head.
 
     Args:
         q: [n_column, n_embd_head].
-        keys: of all slots in their order (ancestors at the end), [n_slot, n_embd_head], f16 values.
+        keys: of all slots in their order (ancestors at the end), as ``kept`` returns them.
         values: likewise.
         start: slots before it are not seen.
         scale: of the scores.
@@ -278,16 +292,26 @@ def attention_row(q: F32, keys: F32, values: F32, start: int, scale: float, *, s
         slots = np.arange(max(start, page * PAGE_SLOTS), min(stop, (page + 1) * PAGE_SLOTS))
         lanes = slots - page * PAGE_SLOTS
         scores = np.full((n_column, PAGE_SLOTS), MINUS_INFINITY)
-        raw = np.zeros((n_column, len(slots)), np.float32)
-        for i in range(n_embd_head):
-            raw = fma(keys[None, slots, i], q[:, i, None], raw)
-        raw = raw * np.float32(scale)
+        raw = _scores(q, keys, slots) * np.float32(scale)
         scores[:, lanes] = softcap(raw, softcap_) if softcap_ else raw
-        segment.add_page(scores, values[slots], lanes)
+        segment.add_page(scores, values, slots, lanes)
         if (page + 1) % SEGMENT_PAGES == 0 or (page + 1) * PAGE_SLOTS >= stop:
             total.merge(segment)
             segment = _Softmax(n_column, n_embd_head)
     return total.weighted * (ONE / total.sum)[:, None] + ZERO
+
+
+def _scores(q: F32, keys: F32 | Activations, slots: NDArray[np.int64]) -> F32:
+    raw = np.zeros((len(q), len(slots)), np.float32)
+    if not isinstance(keys, Activations):
+        for i in range(q.shape[1]):
+            raw = fma(keys[None, slots, i], q[:, i, None], raw)
+        return raw
+    queries = quantize(q)
+    for block in range(q.shape[1] // BLOCK):
+        dots = (queries.q[:, block] @ keys.q[slots, block].T).astype(np.float32)
+        raw = fma(dots * keys.scale[slots, block], queries.scale[:, block, None], raw)
+    return raw
 
 
 class _Softmax:
@@ -298,7 +322,9 @@ class _Softmax:
         self.sum = np.zeros(n_column, np.float32)
         self.weighted = np.zeros((n_column, n_embd_head), np.float32)
 
-    def add_page(self, scores: F32, values: F32, lanes: NDArray[np.int64]) -> None:
+    def add_page(
+        self, scores: F32, values: F32 | Activations, slots: NDArray[np.int64], lanes: NDArray[np.int64]
+    ) -> None:
         with np.errstate(all="ignore"):
             largest = scores.max(axis=1)
             now = np.where(largest > self.maximum, largest, self.maximum)
@@ -310,8 +336,13 @@ class _Softmax:
         self.sum = fma(self.sum, factor, add_lanes(lane_sums))
         self.maximum = now
         self.weighted = self.weighted * factor[:, None]
-        for value, lane in zip(values, lanes, strict=True):
-            self.weighted = fma(value[None], weights[:, lane, None], self.weighted)
+        for slot, lane in zip(slots, lanes, strict=True):
+            if isinstance(values, Activations):
+                value = values.q[slot].reshape(-1).astype(np.float32)
+                weight = np.repeat(weights[:, lane, None] * values.scale[slot], BLOCK, axis=1)
+            else:
+                value, weight = values[slot], weights[:, lane, None]
+            self.weighted = fma(value[None], weight, self.weighted)
 
     def merge(self, segment: _Softmax) -> None:
         with np.errstate(all="ignore"):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ...quant.twins import TWINS
-from .layout import PACK_FORMATS
+from .layout import KV_HEAD_BYTES, PACK_FORMATS
 
 if TYPE_CHECKING:
     from ..simd.compiler import Kernel
@@ -20,8 +20,7 @@ EMBED_FORMATS = tuple(t.name for t in TWINS)
 ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
 SEARCHES = ("search_offset", "search_symmetric", "search_iq4")  # of scales, when a file is quantised
 OTHER = (
-    "quantize", "norm_quantize", "rope_table", "rope", "kv_store", "attention", "lead", "work",
-    "probe_read", "probe_dot",
+    "quantize", "norm_quantize", "rope_table", "rope", "lead", "work", "probe_read", "probe_dot",
 )  # fmt: skip
 
 
@@ -29,6 +28,7 @@ def kernel_names() -> list[str]:
     """Return the names of all kernels."""
     by_format = [f"matmul_{f.lower()}" for f in MATMUL_FORMATS] + [f"embed_{f.lower()}" for f in EMBED_FORMATS]
     by_format += [f"pack_{f.lower()}" for f in PACK_FORMATS]
+    by_format += [f"{name}_{kv_type}" for kv_type in KV_HEAD_BYTES for name in ("attention", "kv_store")]
     return [*by_format, *ROW_OPERATIONS, *OTHER, *SEARCHES]
 
 
@@ -41,6 +41,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
     from . import (
         attention,
         embed,
+        kv_store,
         matmul,
         pack,
         probe,
@@ -57,6 +58,10 @@ def build_kernel(name: str, target: Target) -> Kernel:
         return embed.embed_kernel(name.removeprefix("embed_").upper(), target)
     if name.startswith("pack_"):
         return pack.pack_kernel(name.removeprefix("pack_").upper(), target)
+    if name.startswith("attention_"):
+        return attention.attention_kernel(name.removeprefix("attention_"), target)
+    if name.startswith("kv_store_"):
+        return kv_store.kv_store_kernel(name.removeprefix("kv_store_"), target)
     if name in SEARCHES:
         return scale_search.scale_search_kernel(name, target)
     if name in ROW_OPERATIONS:
@@ -66,8 +71,6 @@ def build_kernel(name: str, target: Target) -> Kernel:
         "norm_quantize": quantize.norm_quantize_kernel,
         "rope_table": rope.rope_table_kernel,
         "rope": rope.rope_kernel,
-        "kv_store": attention.kv_store_kernel,
-        "attention": attention.attention_kernel,
         "lead": program_loop.lead_kernel,
         "work": program_loop.work_kernel,
         "probe_read": probe.probe_read_kernel,

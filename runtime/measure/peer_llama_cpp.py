@@ -17,6 +17,8 @@ import sys
 import time
 from typing import Any
 
+GGML_TYPES = {"f16": 1, "q8_0": 8}  # ggml.h
+
 
 def sha256_of(path: str) -> str:
     """Return a file's SHA-256."""
@@ -52,6 +54,7 @@ class Peer:
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_ubatch = settings["n_ctx"], settings["n_batch"], settings["n_ubatch"]
         params.flash_attn_type = {"on": 1, "auto": -1, "off": 0}[settings["flash_attn"]]
+        params.type_k = params.type_v = GGML_TYPES[settings["type_k"]]
         params.n_threads = params.n_threads_batch = self.n_threads
         self.context = lib.llama_init_from_model(self.model, params)
         if not self.context:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 from ...formats.ggml_types import GgmlType, row_bytes
 from ...formats.gguf import GgufFile
+from ..kernels.layout import DEFAULT_KV_TYPE
+from ..kv_cache import KvPages
 from ..program import Op, Program, Weight
 from .bench_row import BenchTest
 
@@ -47,7 +49,7 @@ class Traffic:
     bytes_by_type: tuple[tuple[str, int], ...]  # of the matrices that are streamed, by GGML type, most first
 
     @classmethod
-    def of_program(cls, program: Program, **about: int | str) -> Traffic:
+    def of_program(cls, program: Program, *, kv_type: str = DEFAULT_KV_TYPE, **about: int | str) -> Traffic:
         """Return the traffic of a program; ``about`` are the fields that the program does not tell."""
         head = next((i for i, op in enumerate(program.ops) if op.kind == "select"), len(program.ops))
         body_ops, head_ops = program.ops[:head], program.ops[head:]
@@ -60,7 +62,7 @@ class Traffic:
             head_bytes=sum(map(_n_bytes, outputs)),
             body_ops=sum(2 * w.n_out * w.n_in for w in body),
             head_ops=sum(2 * w.n_out * w.n_in for w in outputs),
-            attentions=tuple(_attention(op) for op in program.ops if op.kind == "attention"),
+            attentions=tuple(_attention(op, kv_type) for op in program.ops if op.kind == "attention"),
             bytes_by_type=tuple(sorted(by_type.items(), key=lambda item: -item[1])),
             **about,  # type: ignore[arg-type]
         )
@@ -106,8 +108,8 @@ def cut_prompt(n_prompt: int, n_batch: int, n_ubatch: int) -> list[int]:
     return passes
 
 
-def read_traffic(path: Path) -> Traffic:
-    """Return the traffic of a model file.
+def read_traffic(path: Path, kv_type: str = DEFAULT_KV_TYPE) -> Traffic:
+    """Return the traffic of a model file with a KV cache of some type.
 
     Raises:
         LlmrunError: the file is not a model that llmrun runs.
@@ -121,6 +123,7 @@ def read_traffic(path: Path) -> Traffic:
         model, program = load_program(file, weights, None)
         return Traffic.of_program(
             program,
+            kv_type=kv_type,
             architecture=model.hparams.arch,
             quant=quant_name(file),
             n_params=weights.n_params(),
@@ -139,7 +142,7 @@ def _n_bytes(weight: Weight) -> int:
     return max(1, weight.n_out) * row_bytes(GgmlType[weight.file_type], weight.n_in)
 
 
-def _attention(op: Op) -> Attention:
+def _attention(op: Op, kv_type: str) -> Attention:
     q, a = op.reads[0], op.attributes
-    slot_bytes = 2 * 2 * a["n_head_kv"] * (q.n_col // a["n_head"])  # f16 keys and values
+    slot_bytes = KvPages.slot_bytes(1, a["n_head_kv"], q.n_col // a["n_head"], kv_type)
     return Attention(slot_bytes, int(a["window"]))

@@ -35,7 +35,7 @@ class Worker:
 
     Args:
         command: the program and its arguments.
-        settings: ``path, n_ctx, n_batch, n_ubatch, n_threads, flash_attn``.
+        settings: ``path, n_ctx, n_batch, n_ubatch, n_threads, type_k, flash_attn``.
 
     Raises:
         ConfigError: it does not start, or cannot open the model.

@@ -31,7 +31,13 @@ def main() -> None:
     try:
         n_ubatch = min(settings["n_batch"], settings["n_ubatch"])
         path = Path(settings["path"])
-        with Engine.open(path, n_ctx=settings["n_ctx"], n_threads=settings["n_threads"], n_ubatch=n_ubatch) as engine:
+        with Engine.open(
+            path,
+            n_ctx=settings["n_ctx"],
+            n_threads=settings["n_threads"],
+            n_ubatch=n_ubatch,
+            kv_type=settings["type_k"],
+        ) as engine:
             runner = Runner(engine, n_batch=settings["n_batch"])
             about = {"engine": "llmrun", "version": f"llmrun {__version__}", "system_info": engine.isa}
             answer(about | {"sha256": sha256_of(settings["path"])})

@@ -34,6 +34,12 @@ def store_i32(low, address, value):
     low.store(address, low.b.trunc(value, I32))
 
 
+@operation(void(int64, int64))
+def store_i16(low, address, value):
+    """Store the low 2 bytes."""
+    low.store(address, low.b.trunc(value, I16), 2)
+
+
 @operation(int64(int64))
 def load_u16(low, address):
     """Load 2 bytes, zero-extended."""
@@ -69,6 +75,12 @@ def load_f16(low, address):
     """Load one f16 as f32."""
     halves = ir.VectorType(ELEMENTS["f16"], 1)
     return low.b.extract_element(low.half_to_float(low.load(address, halves)), ir.Constant(I32, 0))
+
+
+@operation(void(int64, float32))
+def store_f16(low, address, value):
+    """Store one f32 as f16, rounded to nearest even."""
+    low.store(address, low.float_to_half(low.splat(value, ir.VectorType(F32, 1))), 2)
 
 
 @operation(int64(int64, int64))

@@ -167,28 +167,33 @@ class Runner:
     def kernels(self, _target_name):
         return self.kernel_set
 
-    def pages(self):
-        pages = KvPages(1, N_HEAD_KV, N_EMBD_HEAD, 64 * 10)
-        for stored, values in zip((pages.keys, pages.values), self.inputs["kv"], strict=True):
-            stored[:] = values.reshape(stored.shape)
+    def pages(self, kv_type):
+        pages = KvPages(1, N_HEAD_KV, N_EMBD_HEAD, 64 * 10, kv_type)
+        for stored, halves in zip((pages.keys, pages.values), self.inputs["kv"], strict=True):
+            values = halves.reshape(10, -1)
+            if kv_type == "f16":
+                stored[0] = values
+            else:  # bytes, then their scales
+                quants = np.clip(40 * values, -127, 127).astype(np.int8).view(np.uint8)
+                stored[0] = np.concatenate([quants, values[:, : 2 * 64].view(np.uint8)], axis=1)
         return pages
 
-    def run(self, what, program, weights, batch, x=None):
+    def run(self, what, program, weights, batch, x=None, *, kv_type="f16"):
         """Run a program step by step as two workers in turn; ``x`` is for rows without a token."""
-        pages = self.pages()
+        pages = self.pages(kv_type)
         bound = Bound(self, self.target_name, program, weights, n_tok=N_TOK, pages=pages)
         bound.poison()  # the same padding everywhere
         if x is not None:
             bound.put(program.ops[0].writes[0], x)
         for i, op in enumerate(program.ops):
             bound.run_index(i, batch, n_worker=2)
-            kernel = kernel_of(op)
+            kernel = kernel_of(op, kv_type)
             self.used.add(kernel)
             for buffer in op.writes:
                 n_row = batch.n_out if buffer.rows == "out" else batch.n_tok
                 self.results[f"{what}/{i}.{kernel}"] = bound.get(buffer, n_row)
             if op.kind == "kv_store":
-                self.results[f"{what}/{i}.kv_store"] = np.stack([pages.keys, pages.values])
+                self.results[f"{what}/{i}.{kernel}"] = np.stack([pages.keys, pages.values])
         return bound
 
     def run_embed(self, name):
@@ -234,10 +239,10 @@ class Runner:
         b.output("y", b.matmul(b.embed(Weight("token_embd.weight", 1, x.shape[1], "F32")), matrix))
         self.run(name, fuse(lower(b.build(1))), weights, plain_batch([-1] * N_TOK), x)
 
-    def run_layer(self, what, program, weights):
+    def run_layer(self, what, program, weights, kv_type):
         """Run the program with every operation, and again as a whole by a team of threads."""
         batch = rows(self.inputs)
-        bound = self.run(what, program, weights, batch, self.inputs["x"])
+        bound = self.run(what, program, weights, batch, self.inputs["x"], kv_type=kv_type)
         bound.poison()
         bound.executor._team = self.team
         bound.executor.run(batch)
@@ -253,8 +258,8 @@ class Runner:
         self.run_searches()
         program, weights = layer_program(self.inputs)
         plain = lower(program)
-        for what, version in (("plain", plain), ("fused", fuse(plain))):
-            self.run_layer(what, version, weights)
+        for what, version, kv_type in (("plain", plain, "f16"), ("fused", fuse(plain), "f16"), ("q8", plain, "q8_0")):
+            self.run_layer(what, version, weights, kv_type)
         rng = np.random.default_rng(11)
         self.results["probe_read"] = run_probe_read(self.kernel_set, self.inputs["x"].ravel()[: 64 * 46], 3)
         # Width by width: targets have tiles of different sizes, and sums over all tokens are the same.

@@ -26,15 +26,18 @@ class Runner:
         is_fused: join operations.
         n_ctx: slots over all sequences; also what long-rope models look at.
         n_tok: most rows of a pass, all of which may have outputs.
+        kv_type: how keys and values are kept.
     """
 
-    def __init__(self, machine, path, target_name=BEST, n_thread=1, *, is_fused=True, n_ctx=256, n_tok=128):
+    def __init__(
+        self, machine, path, target_name=BEST, n_thread=1, *, is_fused=True, n_ctx=256, n_tok=128, kv_type="f16"
+    ):
         self.n_tok, self.n_ctx = n_tok, n_ctx
         self._file = GgufFile.open(path)
         self.weights = GgufWeights(self._file, 1)
         self.model, self.program = load_program(self._file, self.weights, n_ctx, is_fused=is_fused)
         hp = self.model.hparams
-        self.pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx)
+        self.pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx, kv_type)
         self.team = machine.team(target_name, n_thread)
         kernels = machine.kernels(target_name)
         self.executor = ThreadedExecutor(
@@ -75,12 +78,12 @@ class Runner:
         return self.executor.output("logits", batch.n_out).copy()
 
 
-def checked_logits(path, ids, *, is_fused=False, is_exact=True, n_ctx=256):
+def checked_logits(path, ids, *, is_fused=False, is_exact=True, n_ctx=256, kv_type="f16"):
     """Return what the checked interpreter makes of one fresh sequence, f32 [n_tok, n_vocab]."""
     with GgufFile.open(path) as file:
         weights = GgufWeights(file, 1)
         _, program = load_program(file, weights, n_ctx, is_fused=is_fused)
-        checked = CheckedExecutor(program, weights, len(ids), is_exact=is_exact)
+        checked = CheckedExecutor(program, weights, len(ids), is_exact=is_exact, kv_type=kv_type)
         table = np.arange(-(-len(ids) // 64), dtype=np.int64)
         checked.run(Batch.of_tokens(table, 0, ids, range(len(ids))))
         return checked.output("logits").copy()

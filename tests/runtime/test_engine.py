@@ -11,6 +11,8 @@ from llmrun.formats.errors import CapacityError, ConfigError, FormatError
 from llmrun.runtime import engine as engine_module
 from llmrun.runtime import memory
 from llmrun.runtime.engine import Engine
+from llmrun.runtime.kernels.layout import KV_TYPES
+from llmrun.runtime.kv_cache import KvPages
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
 
@@ -392,6 +394,20 @@ def test_the_models_own_context_is_lowered_and_it_is_said(opened, tiny_path, fre
         assert engine.n_ctx_wanted == 512
         assert engine.notices == ["context lowered from 512 to 256 tokens, which is what memory allows"]
         assert len(ids_of(engine.session(), token_ids("p", 250), max_tokens=None)) == 7
+
+
+def test_quantised_keys_and_values_take_half_the_memory(tiny_path, free_memory):
+    with Engine.open(tiny_path("gemma3", "Q8_0"), n_ctx=64, n_threads=1, kv_type="q8_0") as engine:
+        assert engine.pages.kv_type == "q8_0"
+        text = ids_of(engine.session(), token_ids("p", 20), max_tokens=9)
+        assert ids_of(engine.session(), token_ids("p", 20), max_tokens=9) == text
+        slot_bytes = {t: KvPages.slot_bytes(engine.info.n_layer, 1, 32, t) for t in KV_TYPES}
+        assert slot_bytes["q8_0"] * 32 == slot_bytes["f16"] * 17
+        free_memory(fixed_bytes(engine) + 100_000 * slot_bytes["q8_0"])
+    with pytest.raises(ConfigError, match="no KV cache of type 'q4_0': expected one of f16, q8_0"):
+        Engine.open(tiny_path("gemma3", "Q8_0"), kv_type="q4_0")
+    with pytest.raises(ConfigError, match="needs heads of a multiple of 32 columns, this model's have 16"):
+        Engine.open(tiny_path("llama", "Q8_0"), n_ctx=64, kv_type="q8_0")
 
 
 def test_a_model_that_does_not_fit_at_all(tiny_path, free_memory):

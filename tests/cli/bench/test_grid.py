@@ -77,6 +77,16 @@ def test_settings_are_a_cross_product():
     assert made.extra == ["n_batch"]
 
 
+def test_keys_and_values_have_one_type():
+    def types(**options):
+        return [s.type_k for s in make_plan(Options(model=["a"], threads=["1"], **options)).settings]
+
+    assert types() == ["f16"]
+    assert types(cache_type_k=["f16,q8_0"]) == ["f16", "q8_0"]
+    assert types(cache_type_v=["q8_0"]) == ["q8_0"]
+    assert types(cache_type_k=["q8_0"], cache_type_v=["q8_0"]) == ["q8_0"]
+
+
 def test_batched_tests_replace_the_default_ones_and_join_those_asked_for():
     assert names(npl=["1,4"], npp=["32"], ntg=["8"]) == ["tg8 @ d32", "tg8 x4 @ d32"]
     assert names(npl=["2"], n_prompt=["16"], n_gen=["0"]) == ["pp16", "tg128 x2 @ d128"]
@@ -86,7 +96,8 @@ def test_batched_tests_replace_the_default_ones_and_join_those_asked_for():
     "options",
     [
         {"cache_type_k": ["q3_x"]},
-        {"cache_type_v": ["q8_0"]},
+        {"cache_type_k": ["q8_0"], "cache_type_v": ["f16"]},
+        {"cache_type_v": ["q4_0"]},
         {"flash_attn": ["off"]},
         {"flash_attn": ["0"]},
         {"n_gpu_layers": ["99"]},

@@ -64,7 +64,8 @@ def compared(test, share):
         "model_filename": "tiny.gguf", "model_type": "llama 1M Q8_0", "cpu_info": "A CPU", "n_threads": 2, "test": test,
         "own_ts": 20.0, "peer_ts": 10.0, "ratio_lower": 1.9, "ratio_median": 2.0, "ratio_upper": 2.1, "n_ratio": 9,
         "own_bandwidth_pct": None, "peer_bandwidth_pct": share, "engine": "llmrun 1", "isa": "avx2", "peer": "peer 2",
-        "peer_system_info": "AVX2 = 1", "sha256": "ab", "n_batch": 2048, "n_ubatch": 512, "flash_attn": "auto",
+        "peer_system_info": "AVX2 = 1", "sha256": "ab", "n_batch": 2048, "n_ubatch": 512, "type_k": "f16",
+        "flash_attn": "auto",
     }  # fmt: skip
 
 

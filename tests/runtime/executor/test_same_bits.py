@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llmrun.formats.errors import ConfigError
 from llmrun.runtime.batch import Batch, Row
 from llmrun.runtime.executor.checked import CheckedExecutor
 from llmrun.runtime.executor.plan import RECORDS
@@ -97,15 +98,45 @@ def test_threads_chunks_targets_and_fusion(make_runner, model):
                 assert_same_bits(got, want, f"{target_name}, {n_thread} threads, chunks of {chunk}")
 
 
-def test_context_of_several_segments(make_runner):
+@pytest.mark.parametrize(
+    ("model", "kv_type"),
+    [(("llama", "Q8_0"), "f16"), (("gemma3", "Q8_0"), "f16"), (("gemma3", "Q8_0"), "q8_0")],
+    ids=ident,
+)
+def test_context_of_several_segments(make_runner, model, kv_type):
     """More than 8 pages, so that attention merges segments; windows of 8 in the local layers."""
-    for model in (("llama", "Q8_0"), ("gemma3", "Q8_0")):
-        ids = token_ids(model, 700)
-        whole = make_runner(model, n_thread=2, n_ctx=1024, n_tok=700).logits(ids)
-        parts = make_runner(model, n_ctx=1024, n_tok=700)
+    ids = token_ids(model, 700)
+    whole = make_runner(model, n_thread=2, n_ctx=1024, n_tok=700, kv_type=kv_type).logits(ids)
+    for n_thread in (1, 3):
+        parts = make_runner(model, n_thread=n_thread, n_ctx=1024, n_tok=700, kv_type=kv_type)
         sequence = parts.sequence()
         assert_same_bits(parts.extend(sequence, ids[:690], chunk=230), whole[:690])
         assert_same_bits(parts.extend(sequence, ids[690:], chunk=1), whole[690:])
+
+
+@pytest.mark.parametrize("model", [("gemma3_256", "Q6_K"), ("qwen3", "Q5_1")], ids=ident)
+def test_quantised_keys_and_values(make_runner, tiny_path, model):
+    """The twin's bits on every target, whatever the chunks; forked, rolled back, saved and restored as any other."""
+    ids, other = token_ids(model, 70), token_ids("other", 20)
+    want = checked_logits(tiny_path(*model), ids, kv_type="q8_0")
+    for target_name in WHOLE_TARGETS:
+        for is_fused in (True, False):
+            runner = make_runner(model, target_name, 2, is_fused=is_fused, kv_type="q8_0")
+            assert_same_bits(runner.logits(ids, chunk=9), want, f"{target_name}, fused: {is_fused}")
+    runner = make_runner(model, kv_type="q8_0")
+    sequence = runner.sequence()
+    runner.extend(sequence, ids[:50])
+    saved, fork = sequence.save(), sequence.fork()
+    runner.extend(sequence, other)
+    sequence.rollback(50)
+    for again in (sequence, fork):
+        assert_same_bits(runner.extend(again, ids[50:]), want[50:])
+    fork.restore(saved)
+    assert_same_bits(runner.extend(fork, ids[50:]), want[50:])
+    plain = make_runner(model)
+    assert 0 < np.abs(plain.logits(ids) - want).max() < 0.2 * want.std()
+    with pytest.raises(ConfigError, match="saved keys and values are q8_0, this cache is f16"):
+        plain.sequence().restore(saved)
 
 
 def test_fifty_passes_with_more_threads_than_cores(make_runner):

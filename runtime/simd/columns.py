@@ -1,0 +1,77 @@
+"""Operations on several columns against several vectors at once: what attention multiplies.
+
+A *block* has ``n_vector`` vectors of 16 lanes from memory (16 slots of a key column, 16 components of a value) and
+``n_column`` numbers (queries, weights of the softmax) that each of them is multiplied by; its accumulators,
+f32 [vector][column][16], stay in registers. Narrow tiles take several vectors, so that enough chains of multiply-adds
+are under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from llvmlite import ir
+
+from .isa import Target
+from .lower import ELEMENTS, F32X16, I8, Lowering
+from .tile import tile_operations
+from .vector import Vec, int64, operation
+
+Load = Callable[[Lowering, Any], Any]
+MAX_VECTOR = 4
+
+
+def halves(low: Lowering, address: Any) -> Any:
+    """Return 16 f16 as f32."""
+    return low.half_to_float(low.load(address, ir.VectorType(ELEMENTS["f16"], 16)))
+
+
+def signed_bytes(low: Lowering, address: Any) -> Any:
+    """Return 16 signed bytes as f32."""
+    return low.b.sitofp(low.load(address, ir.VectorType(I8, 16)), F32X16)
+
+
+def vectors_for(n_column: int, target: Target) -> int:
+    """Return how many vectors a block of ``n_column`` columns takes at a time: 1, 2 or 4."""
+    return min(MAX_VECTOR, max(1, max(target.widths) // 2 // n_column))
+
+
+def block_operations(n_column: int, n_vector: int, load_vector: Load) -> SimpleNamespace:
+    """Return the operations of a block whose vectors ``load_vector`` reads."""
+    tile = tile_operations(n_column * n_vector)
+    acc_t: Vec = tile.acc_t
+    n_acc = n_column * n_vector
+
+    def get(low: Lowering, acc: Any, i: int) -> Any:
+        return acc if n_acc == 1 else low.b.extract_value(acc, i)
+
+    def put(low: Lowering, acc: Any, value: Any, i: int) -> Any:
+        return value if n_acc == 1 else low.b.insert_value(acc, value, i)
+
+    def add_outer(x_step: int) -> Any:
+        """Return ``acc + vector * x``, for numbers that lie ``x_step`` bytes apart."""
+
+        @operation(acc_t(acc_t, int64, int64, int64))
+        def add_outer_(low, acc, vectors, step, x):
+            for v in range(n_vector):
+                vector = load_vector(low, low.b.add(vectors, low.b.mul(step, ir.Constant(step.type, v))))
+                for c in range(n_column):
+                    i = v * n_column + c
+                    number = low.broadcast(low.at(x, x_step * c), F32X16)
+                    acc = put(low, acc, low.fma(vector, number, get(low, acc, i)), i)
+            return acc
+
+        return add_outer_
+
+    @operation(acc_t(acc_t, int64))
+    def scale_by(low, acc, factors):
+        """Multiply each column's vectors by its own vector at ``factors``."""
+        for c in range(n_column):
+            factor = low.load(low.at(factors, 64 * c), F32X16, 64)
+            for i in range(c, n_acc, n_column):
+                acc = put(low, acc, low.b.fmul(get(low, acc, i), factor), i)
+        return acc
+
+    return SimpleNamespace(zeros=tile.zeros, store=tile.store, load=tile.load, scale_by=scale_by, add_outer=add_outer)
