@@ -80,7 +80,7 @@ def test_a_peer_that_is_not_at_its_best_makes_a_comparison_invalid(shares, is_va
     text = comparison_text([r | verdict for r in records])
     assert ("INVALID" in text) == (is_valid is False)
     assert ("not checked" in text) == (is_valid is None)
-    assert "SHA-256 ab, 2 threads, -b 2048 -ub 512 -fa auto" in text
+    assert "SHA-256 ab, 2 threads, -b 2048 -ub 512 -ctk f16 -ctv f16 -fa auto" in text
     assert "peer 2: AVX2 = 1" in text
 
 

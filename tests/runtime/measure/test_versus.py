@@ -24,7 +24,7 @@ TESTS = [BenchTest(n_prompt=8), BenchTest(n_gen=3, n_depth=5)]
 
 @pytest.fixture
 def settings(tiny_path):
-    path = str(tiny_path("llama", "Q8_0"))
+    path = str(tiny_path("gemma3", "Q8_0"))
     sizes = {"n_ctx": 128, "n_batch": 64, "n_ubatch": 16, "n_threads": 1}
     return {"path": path, **sizes, "type_k": "q8_0", "flash_attn": "auto"}
 
