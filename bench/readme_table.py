@@ -21,28 +21,48 @@ NAMES = {
 }
 
 
+OWN = ("speed", "crowded", "batch", "depth")  # parts that have llmrun alone
+
+
 def table(results):
     """Return one machine's table: a row for each model and test, with the ratio to llama.cpp where it was taken."""
-    versus = {(r["model"], r["test"]): r for r in results["versus"]}
-    speed = {(r["model"], r["test"]): r for r in results["speed"]}
+
+    def key(row):
+        name = row["test"]
+        name += f", KV in {row['type_k']}" if row.get("type_k", "f16") != "f16" else ""
+        n_thread = row.get("n_threads", results["n_threads"])
+        return row["model"], name + (f", {n_thread} threads" if n_thread != results["n_threads"] else "")
+
+    versus = {key(r): r for r in results["versus"]}
+    speed = {key(r): r for part in OWN for r in results.get(part, ())}
     lines = [
         f"{results['note'] or results['cpu']}, {results['n_threads']} threads, {results['isa']}, {results['date']}:",
         "",
         "| model | test | tok/s | times llama.cpp (quartiles of its rounds) | % of read bandwidth | % of int8 peak |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    keys = [key for name in NAMES for key in dict.fromkeys([*speed, *versus]) if key[0] == name]
-    for key in keys:
-        row, ratio = speed.get(key), versus.get(key)
+    keys = [found for name in NAMES for found in dict.fromkeys([*speed, *versus]) if found[0] == name]
+    for found in keys:
+        row, ratio = speed.get(found), versus.get(found)
         rate = row["avg_ts"] if row else ratio["own_ts"]
         lines.append(
-            f"| {NAMES[key[0]]} | {key[1]} | {rate:.1f} | {ratio_text(ratio)} |"
+            f"| {NAMES[found[0]]} | {found[1]} | {rate:.1f} | {ratio_text(ratio)} |"
             f" {share(row, 'bandwidth_pct')} | {share(row, 'int8_pct')} |"
         )
-    invalid = [r for r in results["versus"] if r["is_valid"] is not True]
-    if invalid:
-        lines += ["", f"*: {invalid[0]['reason']}."]
+    reasons = dict.fromkeys(r["reason"] for r in results["versus"] if r["is_valid"] is not True)
+    lines += ["", *(f"*: {reason}." for reason in reasons)] if reasons else []
+    starts = [start_text(r) for r in results["start"] if "own_s" in r]
+    lines += ["", f"Whole processes of one token: {'; '.join(starts)}."] if starts else []
     return "\n".join(lines)
+
+
+def start_text(row):
+    """Return how long ``llmrun run`` of one token takes, and how many times that llama.cpp takes."""
+    text = f"{NAMES[row['model']]} {row['own_s']:.2f} s"
+    if "ratio_median" in row:
+        lower, middle, upper = (1 / row[f"ratio_{name}"] for name in ("upper", "median", "lower"))
+        text += f", {middle:.2f} ({lower:.2f} to {upper:.2f}) times llama-completion's"
+    return text
 
 
 def ratio_text(ratio):

@@ -1,11 +1,12 @@
 """The table of speeds: every row of it, on this machine, into ``bench/results/<cpu>.json``.
 
-    python bench/table.py [--models FOLDER] [--only qwen15,smollm2] [--parts speed,versus,batch,depth,start,kernels]
-                          [--peer-python PROGRAM] [--threads N]
+    python bench/table.py [--models FOLDER] [--only qwen15,smollm2]
+                          [--parts speed,crowded,versus,batch,depth,start,kernels]
+                          [--peer-python PROGRAM] [--peer-completion PROGRAM] [--threads N]
 
-Wants a quiet machine. Models that the folder lacks are skipped, and so is the comparison with llama.cpp where
-llama-cpp-python is not installed. What is measured replaces what the file has of it, the rest stays: parts and models
-may be run one at a time.
+Wants a quiet machine for about 20 minutes. Models that the folder lacks are skipped, and so is the comparison with
+llama.cpp where llama-cpp-python is not installed. What is measured replaces what the file has of it, the rest stays:
+parts and models may be run one at a time.
 """
 
 import argparse
@@ -15,10 +16,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from llmrun.runtime.measure.machine import cpu_name
+from llmrun.runtime.measure.statistics import Spread, quantile
 from llmrun.runtime.simd.isa import choose_target
 from llmrun.runtime.threads import default_threads
 
@@ -29,8 +32,10 @@ MODELS = {
     "smollm2": "smollm2-135m-instruct-q4_1.gguf",
     "gemma3": "gemma3-270m-q4_k_m.gguf",
 }
-PARTS = ("speed", "versus", "batch", "depth", "start", "kernels")
+PARTS = ("speed", "crowded", "versus", "batch", "depth", "start", "kernels")
 KEY = ("model", "test", "n_threads", "n_batch", "n_ubatch", "type_k")
+N_START = 11
+CROWD = 4  # times as many threads as there are
 LEFT_OUT = ("samples_ns", "samples_ts", "own_ns", "peer_ns", "model_filename", "peer_system_info")
 
 
@@ -52,9 +57,9 @@ def speed_rows(path, threads):
     return bench(path, "-p", 512, "-n", 128, "-t", threads)
 
 
-def start_rows(path, threads):
-    """Return one row with the time of a whole process; its own speed does not matter."""
-    return bench(path, "-p", 0, "-n", 1, "-r", 1, "-t", threads, "--starts", 11, "--no-roofline")
+def crowded_rows(path, threads):
+    """Return what is left of the speed with more threads than processors; the roofline would mean nothing here."""
+    return bench(path, "-p", 512, "-n", 64, "-r", 3, "-t", CROWD * threads, "--no-roofline")
 
 
 def batch_rows(path, threads):
@@ -64,10 +69,49 @@ def batch_rows(path, threads):
 
 def depth_rows(path, threads):
     is_wanted = path.name == MODELS["qwen05"]
-    return bench(path, "-p", 512, "-n", 32, "-d", 8192, "-r", 3, "-t", threads) if is_wanted else []
+    return bench(path, "-p", 512, "-n", 32, "-d", 8192, "-r", 3, "-t", threads, "-ctk", "f16,q8_0") if is_wanted else []
 
 
-MEASURE = {"speed": speed_rows, "start": start_rows, "batch": batch_rows, "depth": depth_rows}
+def versus_rows(path, threads, peer_python):
+    """Return the ratios to llama.cpp: every model, the 0.5B also in a long context, the 1.5B also in batches."""
+    tests = [["-p", 512, "-n", 128]]
+    if path.name == MODELS["qwen05"]:
+        tests.append(["-p", 512, "-n", 32, "-d", "8192", "-fa", "on"])
+    if path.name == MODELS["qwen15"]:
+        tests.append(["-npl", "8", "-npp", 64, "-ntg", 16])
+    peer = ["--vs", "llama-cpp", "--peer-python", peer_python]
+    return [row for test in tests for row in bench(path, *test, "-t", threads, *peer)]
+
+
+def start_rows(path, threads, peer):
+    """Return how long whole processes take that generate one token, llmrun's and llama-completion's in turn.
+
+    The page cache holds the file. The medians, and the quartiles of the ratios of neighbours.
+    """
+    tail = ["-n", "1", "--temp", "0", "-c", "256", "-t", str(threads)]
+    own = [sys.executable, "-m", "llmrun", "run", str(path), "-p", "Hi", *tail]
+    commands = [own] + ([[peer, "-m", str(path), "-no-cnv", "-p", "Hi", *tail]] if peer else [])
+    times = [[seconds_of(command) for command in commands] for _ in range(N_START + 1)][1:]
+    row = {"test": "start", "n_threads": threads, "own_s": round(quantile([t[0] for t in times], 0.5), 4)}
+    if peer:
+        ratios = Spread.of([t[1] / t[0] for t in times])
+        row |= {
+            "peer_s": round(quantile([t[1] for t in times], 0.5), 4), "n_ratio": ratios.n,
+            "ratio_lower": round(ratios.lower, 4), "ratio_median": round(ratios.median, 4),
+            "ratio_upper": round(ratios.upper, 4),
+        }  # fmt: skip
+    print("+", row, file=sys.stderr, flush=True)
+    return [row]
+
+
+def seconds_of(command):
+    """Return how long a process takes from its start to its end."""
+    start = time.perf_counter()
+    subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - start
+
+
+MEASURE = {"speed": speed_rows, "crowded": crowded_rows, "batch": batch_rows, "depth": depth_rows}
 
 
 def kernel_rows():
@@ -116,7 +160,8 @@ def main():
     parser.add_argument("--models", type=Path, default=os.environ.get("LLMRUN_TEST_MODELS"))
     parser.add_argument("--only", default=",".join(MODELS))
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--peer-python", default=sys.executable, help="a Python that has llama-cpp-python")
+    parser.add_argument("--peer-completion", help="llama.cpp's llama-completion, to compare starts with")
     parser.add_argument("--threads", type=int, default=default_threads()[0])
     parser.add_argument("--note", help="what the machine is, in the reader's words")
     args = parser.parse_args()
@@ -144,11 +189,10 @@ def main():
         for part in parts:
             if part in MEASURE:
                 rows = MEASURE[part](model, args.threads)
+            elif part == "start":
+                rows = start_rows(model, args.threads, args.peer_completion)
             elif part == "versus" and has_peer(args.peer_python):
-                rows = bench(
-                    model, "-p", 512, "-n", 128, "-t", args.threads, "--vs", "llama-cpp",
-                    "--peer-python", args.peer_python,
-                )  # fmt: skip
+                rows = versus_rows(model, args.threads, args.peer_python)
             else:
                 continue
             results[part] = merged(results[part], [compact(row, model) for row in rows])

@@ -43,3 +43,18 @@ def test_an_invalid_comparison_is_marked():
     text = load_script().table(result(versus=[VERSUS | {"is_valid": False, "reason": "too slow"}]))
     assert "| 1200.0 | 6.00 (5.90 to 6.25)* |  |  |" in text
     assert text.endswith("*: too slow.")
+
+
+def test_every_reason_is_given_once_and_settings_are_told_apart():
+    bad = VERSUS | {"is_valid": None, "reason": "busy"}
+    crowded = SPEED | {"n_threads": 8, "avg_ts": 500.0, "bandwidth_pct": None, "int8_pct": None}
+    deep = SPEED | {"test": "tg32 @ d8192", "type_k": "q8_0"}
+    start = {"model": MODEL, "test": "start", "n_threads": 2, "own_s": 0.3, "peer_s": 0.33, "n_ratio": 11}
+    start |= {"ratio_lower": 1.0, "ratio_median": 1.1, "ratio_upper": 1.25}
+    text = load_script().table(
+        result(speed=[SPEED], versus=[bad, bad | {"test": "tg8"}], crowded=[crowded], depth=[deep], start=[start])
+    )
+    assert text.count("*: busy.") == 1
+    assert "| pp512, 8 threads | 500.0 |" in text
+    assert "| tg32 @ d8192, KV in q8_0 | 1234.6 |" in text
+    assert "SmolLM2-135M Q4_1 0.30 s, 0.91 (0.80 to 1.00) times llama-completion's." in text

@@ -45,8 +45,8 @@ def check_peer_options(plan: Plan, tests: TestOptions, output: OutputOptions, pe
         raise UsageError(f"{tests.repetitions} rounds: quartiles need at least {MIN_RATIOS}", "-r")
     if output.output not in FORMS:
         raise UsageError(f"{output.output!r}: a comparison is written as one of {', '.join(FORMS)}", "-o")
-    if any(test.n_seq > 1 for test in plan.tests):
-        raise UsageError("sequences decoded together are not compared", "-npl")
+    if any(test.is_shared for test in plan.tests):
+        raise UsageError("sequences that share their prompt are not compared", "-pps")
     if output.plot is not None or output.output_err is not None:
         raise UsageError("neither --plot nor -oe goes with --vs", "--vs")
 
@@ -86,6 +86,8 @@ def _compare_setting(
     settings = {
         "path": str(path),
         "n_ctx": max(test.n_slot for test in plan.tests),
+        "n_ctx_seq": max(test.n_slot // test.n_seq for test in plan.tests),
+        "n_seq": max(test.n_seq for test in plan.tests),
         "n_batch": setting.n_batch,
         "n_ubatch": setting.n_ubatch,
         "n_threads": setting.n_threads,
@@ -150,6 +152,7 @@ def _record(result: Comparison, traffic: Traffic, roofline: Roofline | None, abo
         "n_prompt": test.n_prompt,
         "n_gen": test.n_gen,
         "n_depth": test.n_depth,
+        "n_seq": test.n_seq,
         "own_ts": round(own_ts, 3),
         "peer_ts": round(peer_ts, 3),
         "ratio_lower": round(ratios.lower, 4),

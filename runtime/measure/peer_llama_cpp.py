@@ -52,7 +52,8 @@ class Peer:
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {settings['path']}")
         params = lib.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch = settings["n_ctx"], settings["n_batch"], settings["n_ubatch"]
+        params.n_seq_max, params.n_batch, params.n_ubatch = settings["n_seq"], settings["n_batch"], settings["n_ubatch"]
+        params.n_ctx, params.kv_unified = settings["n_seq"] * settings["n_ctx_seq"], False
         params.flash_attn_type = {"on": 1, "auto": -1, "off": 0}[settings["flash_attn"]]
         params.type_k = params.type_v = GGML_TYPES[settings["type_k"]]
         params.n_threads = params.n_threads_batch = self.n_threads
@@ -61,7 +62,7 @@ class Peer:
             raise RuntimeError("llama.cpp cannot make a context")
         self.memory = lib.llama_get_memory(self.context)
         self.vocab = lib.llama_model_get_vocab(self.model)
-        self.depth = 0
+        self.prepared = (0, 0)  # sequences and tokens of each
 
     def about(self) -> dict[str, Any]:
         """Return what the comparison prints of this side."""
@@ -78,13 +79,34 @@ class Peer:
             raise RuntimeError("llama_decode failed")
         self.lib.llama_synchronize(self.context)
 
-    def prompt(self, n: int, past: int) -> None:
-        """Add random tokens, a batch at a time."""
-        done = 0
-        while done < n:
-            ids = self.ids(min(self.n_batch, n - done), is_start=past + done == 0)
-            self.decode(ids)
-            done += len(ids)
+    def decode_in(self, sequences: range, ids: list[int], past: int) -> None:
+        """Add ``len(ids)`` tokens to each of several sequences, in one batch; outputs of the last ones are wanted."""
+        batch = self.lib.llama_batch_init(len(sequences) * len(ids), 0, 1)
+        try:
+            batch.n_tokens = 0
+            for sequence in sequences:
+                for i, token in enumerate(ids):
+                    n = batch.n_tokens
+                    batch.token[n], batch.pos[n], batch.n_seq_id[n] = token, past + i, 1
+                    batch.seq_id[n][0], batch.logits[n] = sequence, i == len(ids) - 1
+                    batch.n_tokens += 1
+            if self.lib.llama_decode(self.context, batch) != 0:
+                raise RuntimeError("llama_decode failed")
+            self.lib.llama_synchronize(self.context)
+        finally:
+            self.lib.llama_batch_free(batch)
+
+    def prompt(self, n: int, past: int, n_seq: int = 1) -> None:
+        """Add random tokens to every sequence, a batch at a time."""
+        for sequence in range(n_seq):
+            done = 0
+            while done < n:
+                ids = self.ids(min(self.n_batch, n - done), is_start=past + done == 0)
+                if n_seq == 1:
+                    self.decode(ids)
+                else:
+                    self.decode_in(range(sequence, sequence + 1), ids, past + done)
+                done += len(ids)
 
     def ids(self, n: int, *, is_start: bool) -> list[int]:
         """Return random ids, begun as the model wants texts begun."""
@@ -94,26 +116,31 @@ class Peer:
             ids[0] = self.lib.llama_vocab_bos(self.vocab)
         return ids
 
-    def prepare(self, depth: int) -> None:
-        """Leave the first ``depth`` tokens in the context, computing them where they are not there."""
-        if depth and depth == self.depth:
-            self.lib.llama_memory_seq_rm(self.memory, 0, depth, -1)
+    def prepare(self, n_seq: int, depth: int) -> None:
+        """Leave the first ``depth`` tokens of every sequence in the context, computing what is not there."""
+        if depth and self.prepared == (n_seq, depth):
+            for sequence in range(n_seq):
+                self.lib.llama_memory_seq_rm(self.memory, sequence, depth, -1)
             return
         self.lib.llama_memory_clear(self.memory, False)
-        self.prompt(depth, 0)
-        self.depth = depth
+        self.prompt(depth, 0, n_seq)
+        self.prepared = n_seq, depth
 
     def run(self, test: dict[str, Any]) -> dict[str, Any]:
         """Run one test once; a warm-up when it says so."""
-        self.prepare(test["n_depth"])
-        past = test["n_depth"]
+        n_seq, past = test["n_seq"], test["n_depth"]
+        self.prepare(n_seq, past)
         steps = []
         start = time.perf_counter_ns()
-        self.prompt(test["n_prompt"], past)
+        self.prompt(test["n_prompt"], past, n_seq)
         past += test["n_prompt"]
         for i in range(test["n_gen"]):
             before = time.perf_counter_ns()
-            self.decode(self.ids(1, is_start=past + i == 0))
+            ids = self.ids(1, is_start=past + i == 0)
+            if n_seq == 1:
+                self.decode(ids)
+            else:
+                self.decode_in(range(n_seq), ids, past + i)
             steps.append(time.perf_counter_ns() - before)
         return {"total_ns": time.perf_counter_ns() - start, "step_ns": steps}
 

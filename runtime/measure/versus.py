@@ -22,6 +22,7 @@ from .statistics import MIN_RATIOS, Spread
 
 OWN_COMMAND = (sys.executable, "-c", "from llmrun.runtime.measure.worker import main; main()")
 MIN_ROOFLINE_PCT = 70.0  # of the read bandwidth: a peer that decodes slower is not at its best here
+MAX_DECODE_DEPTH = 512
 Progress = Callable[[str, int, int], None]
 
 
@@ -35,7 +36,7 @@ class Worker:
 
     Args:
         command: the program and its arguments.
-        settings: ``path, n_ctx, n_batch, n_ubatch, n_threads, type_k, flash_attn``.
+        settings: ``path, n_ctx, n_ctx_seq, n_seq, n_batch, n_ubatch, n_threads, type_k, flash_attn``.
 
     Raises:
         ConfigError: it does not start, or cannot open the model.
@@ -65,7 +66,7 @@ class Worker:
         self._signal("SIGCONT")
         try:
             fields = asdict(test)
-            return self._ask({name: fields[name] for name in ("n_prompt", "n_gen", "n_depth")})
+            return self._ask({name: fields[name] for name in ("n_prompt", "n_gen", "n_depth", "n_seq")})
         finally:
             self._signal("SIGSTOP")
 
@@ -139,8 +140,8 @@ class Comparison:
 
     @property
     def is_decode(self) -> bool:
-        """Whether memory bandwidth is what limits it."""
-        return self.test.n_prompt == 0
+        """Whether reading the weights is what should limit it: one sequence, and not much to attend to."""
+        return self.test.n_prompt == 0 and self.test.n_seq == 1 and self.test.n_depth <= MAX_DECODE_DEPTH
 
 
 def compare(

@@ -26,7 +26,7 @@ TESTS = [BenchTest(n_prompt=8), BenchTest(n_gen=3, n_depth=5)]
 def settings(tiny_path):
     path = str(tiny_path("gemma3", "Q8_0"))
     sizes = {"n_ctx": 128, "n_batch": 64, "n_ubatch": 16, "n_threads": 1}
-    return {"path": path, **sizes, "type_k": "q8_0", "flash_attn": "auto"}
+    return {"path": path, **sizes, "n_ctx_seq": 128, "n_seq": 1, "type_k": "q8_0", "flash_attn": "auto"}
 
 
 def peer(settings, program=PEER):
