@@ -64,12 +64,21 @@ class Job:
         from ..runtime.quantizer import Quantizer
         from ..runtime.scale_search import CompiledSearch
 
-        with ProgressBar("quantising", has_time_left=True) as progress:
+        with ExitStack() as bar:
+            progress = bar.enter_context(ProgressBar("quantising", has_time_left=True))
+
+            def measure_next(path: Path) -> QualityCard:
+                bar.close()  # measuring has one of its own
+                assert measure is not None
+                return measure(path)
+
             quantizer = Quantizer(
                 plan, CompiledSearch(on_progress=progress), n_thread=self.n_thread, allows_nan=self.allows_nan,
                 on_progress=progress,
             )  # fmt: skip
-            return quantizer.write(self.path, keeps_split=self.keeps_split, measure=measure)
+            return quantizer.write(
+                self.path, keeps_split=self.keeps_split, measure=measure_next if measure is not None else None
+            )
 
     @contextmanager
     def _calibrated(self, plan: QuantizePlan) -> Iterator[QuantizePlan]:
@@ -77,10 +86,11 @@ class Job:
         if self.calibration is None:
             yield plan
             return
-        from ..runtime.calibrated_plan import calibrated
+        from ..runtime.calibrated_plan import calibrated, journal_path
         from ..runtime.scale_search import CompiledSearch
 
         with ExitStack() as bar, ExitStack() as stack:
+            stack.enter_context(_telling_what_is_kept(journal_path(self.path)))
             progress = bar.enter_context(ProgressBar("calibrating", has_time_left=True))
             final = stack.enter_context(
                 calibrated(
@@ -115,3 +125,14 @@ class Job:
             return card
 
         return measure
+
+
+@contextmanager
+def _telling_what_is_kept(journal: Path) -> Iterator[None]:
+    """Say at an interruption where finished layers are kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if journal.exists():
+            print_notes([f"finished layers are kept in {journal}: the same command goes on from there"])
+        raise

@@ -78,7 +78,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class QuantizePlan:
-    """All tensors of the result, in the order of the source.
+    """All tensors of the result, in llama-quantize's order: those outside of layers, then layer by layer, by name.
 
     Attributes:
         checkpoint: the source.
@@ -121,6 +121,8 @@ class QuantizePlan:
     def metadata(self) -> dict[str, MetaValue]:
         """Return the metadata of the result."""
         values = {**self.checkpoint.metadata, **self.extra}
+        for key in ("general.quantization_version", "general.file_type"):  # at the end, as llama-quantize has them
+            values.pop(key, None)
         values["general.quantization_version"] = MetaValue.u32(QUANTIZATION_VERSION)
         values["general.file_type"] = MetaValue.u32(self.options.mixture.number)
         imatrix = self.options.imatrix
@@ -175,7 +177,7 @@ def plan_quantization(checkpoint: Checkpoint, options: QuantizeOptions) -> Quant
     notes: list[str] = []
     narrowed: Counter[tuple[GgmlType, GgmlType]] = Counter()
     types = {t.name: _type_of(t, options, rules, narrowed) for t in sorted_for_rules(checkpoint.tensors)}
-    planned = [PlannedTensor(t, types[t.name]) for t in checkpoint.tensors]
+    planned = [PlannedTensor(t, types[t.name]) for t in sorted_for_rules(checkpoint.tensors)]
     for (wanted, got), n in narrowed.items():
         notes.append(f"{n} tensors are too narrow for blocks of {wanted.name} and become {got.name}")
     _check(checkpoint, options, planned, names)

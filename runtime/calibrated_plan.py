@@ -130,7 +130,7 @@ def calibrated(
         n_hidden = 4 * sum(map(len, chunks)) * runner.hparams.n_embd
         check_space(folder / target.name, 2 * plan.n_bytes + n_hidden)  # the journal and the result
         key = _key(plan, types, calibration.method, chunks)
-        store = BlockStore(folder / f".{target.name}.calibration", key)
+        store = BlockStore(journal_path(target), key)
         try:
             made = CalibratedTensors(
                 runner, types, calibration.method, search=search, n_thread=n_thread, store=store,
@@ -143,6 +143,11 @@ def calibrated(
             store.close(is_done=False)
             raise
         store.close()
+
+
+def journal_path(target: Path) -> Path:
+    """Return where finished layers of a result are kept until it is complete."""
+    return target.absolute().parent / f".{target.name}.calibration"
 
 
 def check_method(method: str) -> None:

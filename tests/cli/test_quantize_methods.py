@@ -77,6 +77,7 @@ def test_an_ended_run_goes_on_and_gives_the_same_bytes(cli, tiny, text, tmp_path
     monkeypatch.setattr(calibrated.CalibratedTensors, "_run_layer", ends_in_layer_2)
     ended = cli("quantize", tiny, resumed, *arguments)
     assert ended.code == 130
+    assert "the same command goes on from there" in ended.err
     assert files(tmp_path) == [".resumed.gguf.calibration", "text", "whole.gguf"]
 
     def counts(self, layer, pool):
