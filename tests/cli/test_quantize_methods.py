@@ -1,6 +1,7 @@
 """``llmrun quantize --method``: calibrated files, an interrupted run that goes on, refusals."""
 
 import json
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -11,6 +12,7 @@ from llmrun.quant.dequantize import dequantize
 from llmrun.runtime import calibrated
 from llmrun.runtime.texts import calibration_text
 
+from ..hf_tiny import write_hf_folder
 from ..models.off_grid import move_off_grid
 from ..tiny_models import tiny_model_path
 
@@ -89,6 +91,26 @@ def test_an_ended_run_goes_on_and_gives_the_same_bytes(cli, tiny, text, tmp_path
     assert n_run == list(range(2, 2 + len(n_run)))
     assert resumed.read_bytes() == whole.read_bytes()
     assert files(tmp_path) == ["resumed.gguf", "text", "whole.gguf"]
+
+
+@pytest.mark.parametrize("name", ["llama_llama3", "gemma3"])
+def test_a_checkpoint_folder_gives_what_its_gguf_gives(cli, name, text, tmp_path):
+    folder = write_hf_folder(tmp_path / "hf", name)
+    assert cli("quantize", folder, tmp_path / "f32.gguf", "F32").code == 0
+    for source, out in ((folder, "one.gguf"), (tmp_path / "f32.gguf", "other.gguf")):
+        result = cli("quantize", source, tmp_path / out, "Q4_0", "--method", "awq+gptq", "-f", text)
+        assert result.code == 0, result.err
+    with GgufFile.open(tmp_path / "one.gguf") as one, GgufFile.open(tmp_path / "other.gguf") as other:
+        for key, info in one.tensors.items():
+            assert (one.data(info) == other.data(other.tensors[key])).all(), key
+
+
+def test_a_full_disk_is_told_before_the_work(cli, tiny, text, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmrun.formats.atomic_file.shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "Q4_0", "--method", "awq", "-f", text)
+    assert (result.code, files(tmp_path)) == (1, ["text"])
+    assert "needs" in result.lines[-1]
+    assert "free" in result.lines[-1]
 
 
 @pytest.mark.parametrize(
