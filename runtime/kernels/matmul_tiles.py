@@ -27,7 +27,7 @@ IQ4, MXFP4 = table_of_16(IQ4_VALUES), table_of_16(MXFP4_VALUES)
 
 
 def _tile_of_blocks(
-    quants: WeightBytes, load_scale: Any, load_minimum: Any = None, *, offset: int = 0
+    quants: WeightBytes, load_scale: Any, load_minimum: Any = None, *, offset: int = 0, is_short: bool = True
 ) -> Callable[[int], Any]:
     """Blocks of 32 columns with one scale, and perhaps one minimum, per row."""
     bytes_0, bytes_1 = quants.bytes_0, quants.bytes_1
@@ -35,7 +35,7 @@ def _tile_of_blocks(
     def make_tile(n_tok: int) -> Any:
         ops = tile_operations(n_tok)
         zeros, store = ops.zeros, ops.store
-        add_products, add_minimums = ops.add_products(quants, offset), ops.add_minimums()
+        add_products, add_minimums = ops.add_products(quants, offset, is_short=is_short), ops.add_minimums()
         if load_minimum is None:
 
             @device(_TILE)
@@ -265,7 +265,7 @@ TILES: dict[str, Callable[[int], Any]] = {
     "Q5_1": _tile_of_blocks(FIVE_BIT, _dm_scale2, _dm_minimum2),
     "Q8_0": _tile_of_blocks(SIGNED_BYTE, _d_of_part1),
     "IQ4_NL": _tile_of_blocks(IQ4, _d_of_part1),
-    "MXFP4": _tile_of_blocks(MXFP4, _e8m0_half),
+    "MXFP4": _tile_of_blocks(MXFP4, _e8m0_half, is_short=False),
     "Q4_K": _tile_k_minimums(FOUR_BIT),
     "Q5_K": _tile_k_minimums(FIVE_BIT),
     "Q6_K": _tile_q6_k,

@@ -21,7 +21,7 @@ F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
 BLOCK = 32  # columns of an activation record
-SMALLEST = np.float32(2.0**-120)  # largest activation of a block that counts as zero
+SMALLEST = np.float32(2.0**-93)  # largest activation of a block that counts as zero
 ZERO, ONE = np.float32(0), np.float32(1)
 
 

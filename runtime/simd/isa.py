@@ -56,7 +56,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target(
             name="avx512-vnni", family="x86", triple=_X86, cpu="x86-64-v4", features="+avx512vnni,-prefer-256-bit",
-            dot="vnni512", widths=(16, 8, 4, 2, 1),
+            dot="vnni512", widths=(16, 8, 4, 3, 2, 1),
             needs=_V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni"},
         ),
         Target(

@@ -51,6 +51,13 @@ class Lowering:
         """Store to an integer address."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=align)
 
+    def prefetch(self, address: ir.Value, locality: int = 3) -> None:
+        """Ask for the cache line at any address, into the first cache (locality 3) or the second (2)."""
+        kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        pointer = self.b.inttoptr(address, I8.as_pointer())
+        self.b.call(function, [pointer, *(ir.Constant(I32, n) for n in (0, locality, 1))])
+
     # ---- shapes ------------------------------------------------------------------------------
 
     def splat(self, scalar: ir.Value, vector: ir.VectorType) -> ir.Value:
@@ -199,21 +206,39 @@ class Lowering:
         LLVM's scheduler otherwise unpacks all weights first, and runs out of registers. The machine sees nothing of it.
         """
         kind = ir.FunctionType(I64, [I64, *(v.type for v in values)])
-        return self.b.asm(kind, "", ",".join(["=r", "0", *["x"] * len(values)]), [address, *values], side_effect=False)
+        register = "v" if self.target.dot == "vnni512" else "x"  # v: any of 32
+        constraints = ",".join(["=r", "0", *[register] * len(values)])
+        return self.b.asm(kind, "", constraints, [address, *values], side_effect=False)
 
-    def times_constant(self, address: ir.Value, factor: int, lanes: int = 16) -> ir.Value:
-        """Return ``factor * v`` in every lane, v being the i32 at ``address``, ``|v| < 2**15``."""
+    def times_constant(
+        self, address: ir.Value, factor: int, lanes: int = 16, addend: ir.Value | None = None
+    ) -> ir.Value:
+        """Return ``addend + factor * v`` in every lane, v being the i32 at ``address``, ``|v| < 2**15``."""
         if self.target.dot == "vnni512":  # one instruction, the broadcast folded into it
             pairs = self.b.bitcast(self.broadcast(address, I32X16), I16X32)
             factors = constant(I16X32, [factor, 0] * 16)
-            return self.call("llvm.x86.avx512.vpdpwssd.512", I32X16, constant(I32X16, 0), pairs, factors)
+            addend = constant(I32X16, 0) if addend is None else addend
+            return self.call("llvm.x86.avx512.vpdpwssd.512", I32X16, addend, pairs, factors)
         ints = ir.VectorType(I32, lanes)
-        return self.b.mul(self.broadcast(address, ints), constant(ints, factor))
+        product = self.b.mul(self.broadcast(address, ints), constant(ints, factor))
+        return product if addend is None else self.b.add(product, addend)
+
+    @property
+    def sums_start_anywhere(self) -> bool:
+        """Whether a dot product is added to any start at no cost."""
+        return self.target.dot == "vnni512"
 
     @property
     def unpacks_first(self) -> bool:
         """Whether a whole group of weights is unpacked before its first product: there are registers for it."""
         return self.target.dot == "vnni512" or self.target.is_arm
+
+    def is_in_turn(self, n_tok: int) -> bool:
+        """Whether the tokens of a tile must be worked through one after the other.
+
+        LLVM's scheduler otherwise begins all of sixteen at once, and keeps their sums in memory.
+        """
+        return self.target.dot == "vnni512" and n_tok > 8
 
     def tile_pieces(self, n_tok: int) -> list[tuple[range, range]]:
         """Return (tokens, parts) that are worked through one after the other: as much as registers hold sums of.

@@ -35,6 +35,15 @@ from .weight_bytes import WeightBytes
 RECORD_BYTES = 64
 SCALE, SUM, SUM_0, SUM_1, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1 = 32, 36, 40, 44, 48, 52, 56
 
+# An integer sum that starts at the bits of this f32 is, read as f32, the number plus the sum (|sum| < 2**22): the
+# multiply-add ``(SHIFT + sum) * scale - SHIFT * scale`` converts and scales it at once. ``SHIFT * scale`` is exact for
+# scales of at most 22 bits, which are all but MXFP4's. Only signs of zeros differ from a conversion's, and leave no
+# trace: a chain of sums never is -0 when its products are no finer than 2**-148 (``quantize.SMALLEST``).
+SHIFT = 1.5 * 2.0**23
+
+# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way.
+PREFETCH_BYTES = 4096
+
 
 @dataclass(frozen=True, slots=True)
 class _Group:
@@ -50,6 +59,12 @@ class _Group:
     def at(cls, low: Lowering, quants: WeightBytes, offset: int, p0: Any, p1: Any) -> _Group:
         """Return the group whose quants lie at these addresses."""
         return cls(quants, offset, p0, p1, quants.vectors(low, p0, p1) if low.unpacks_first else [])
+
+    def prefetch(self, low: Lowering) -> None:
+        """Ask for the weights some groups ahead: what one token needs comes from memory."""
+        for address, n_byte in ((self.p0, self.quants.bytes_0), (self.p1, self.quants.bytes_1)):
+            for line in range(0, n_byte, 64):
+                low.prefetch(low.at(address, PREFETCH_BYTES + line), locality=2)
 
 
 class _Piece:
@@ -70,8 +85,22 @@ class _Piece:
         """Return ``sum over columns of (weight - offset) * quant``, exactly, as f32 lanes by token and part."""
         return [[self.low.b.sitofp(total, self.floats) for total in parts] for parts in self.sums(group, half)]
 
-    def sums(self, group: _Group, half: int | None, acc: list[list[Any]] | None = None) -> list[list[Any]]:
-        """Return the same as i32 lanes, added to ``acc`` (by token and part of the whole tile; offset 0)."""
+    def scaled_dots(self, group: _Group, half: int | None, scale: Any, *, is_short: bool) -> list[list[Any]]:
+        """Return ``dots * scale``, rounded once; ``is_short`` says that ``SHIFT * scale`` is exact."""
+        low = self.low
+        if not (is_short and low.sums_start_anywhere):
+            return self.scaled(self.dots(group, half), scale)
+        shifted = [[low.b.bitcast(s, self.floats) for s in row] for row in self.sums(group, half, first=SHIFT)]
+        back = low.b.fmul(scale, constant(scale.type, -SHIFT))
+        return self.scaled(shifted, scale, [[low.part(back, p, self.lanes) for p in self.parts]] * len(shifted))
+
+    def sums(
+        self, group: _Group, half: int | None, acc: list[list[Any]] | None = None, *, first: float = 0.0
+    ) -> list[list[Any]]:
+        """Return the same as i32 lanes, added to ``acc`` (by token and part of the whole tile; offset 0).
+
+        Or added to the bits of ``first`` as f32, where ``Lowering.sums_start_anywhere``.
+        """
         low, lanes, quants, offset = self.low, self.lanes, group.quants, group.offset
         ints, bytes_ = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
         vectors = range(8) if half is None else range(4 * half, 4 * half + 4)
@@ -95,8 +124,9 @@ class _Piece:
         def start(t: int) -> list[Any]:
             if acc is not None:
                 return [acc[self.tokens[t]][p] for p in self.parts]
+            begin = low.b.bitcast(constant(self.floats, first), ints) if first else None
             minus_sum = self.field(self.tokens[t], SUM if half is None else (SUM_0, SUM_1)[half])
-            return [low.times_constant(minus_sum, offset, lanes) if offset else None] * len(self.parts)
+            return [low.times_constant(minus_sum, offset, lanes, begin) if offset else begin] * len(self.parts)
 
         n_token, n_vector = len(self.tokens), len(vectors)
         return low.dot_tile(start, n_token, n_vector, weight, load_x, max_weight=quants.max_weight)
@@ -143,16 +173,19 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
         for piece_tokens, piece_parts in low.tile_pieces(n_tok):
             piece = _Piece(low, piece_tokens, piece_parts, x)
             piece.add_to(split, values(piece))
+            if low.is_in_turn(n_tok):
+                x = low.after(x, [split[t][p] for t in piece_tokens for p in piece_parts])
         joined = [low.concat(total) for total in split]
         return each(low, acc, lambda t, _: joined[t])
 
-    def add_products(quants: WeightBytes, offset: int = 0) -> Any:
-        """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` for every token."""
+    def add_products(quants: WeightBytes, offset: int = 0, *, is_short: bool = True) -> Any:
+        """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` by token; ``is_short``: ``scaled_dots``."""
 
         @operation(acc_t(acc_t, int64, int64, f32x16, int64))
         def add_products_(low, acc, p0, p1, scale, x):
             group = _Group.at(low, quants, offset, p0, p1)
-            return by_pieces(low, acc, x, lambda piece: piece.scaled(piece.dots(group, None), scale))
+            group.prefetch(low)
+            return by_pieces(low, acc, x, lambda piece: piece.scaled_dots(group, None, scale, is_short=is_short))
 
         return add_products_
 
@@ -162,10 +195,11 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
         @operation(acc_t(acc_t, int64, int64, f32x16, f32x16, int64))
         def add_half_products_(low, acc, p0, p1, scale_0, scale_1, x):
             group = _Group.at(low, quants, offset, p0, p1)
+            group.prefetch(low)
 
             def values(piece: _Piece) -> Any:
-                dots_0, dots_1 = piece.dots(group, 0), piece.dots(group, 1)
-                return piece.scaled(dots_1, scale_1, piece.scaled(dots_0, scale_0))
+                of_first = piece.scaled_dots(group, 0, scale_0, is_short=True)
+                return piece.scaled(piece.dots(group, 1), scale_1, of_first)
 
             return by_pieces(low, acc, x, values)
 

@@ -15,7 +15,6 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 
 from .isa import TARGETS, Target
@@ -163,10 +162,7 @@ def broadcast_f32(low, address):
 @operation(void(int64))
 def prefetch(low, address):
     """Ask for the cache line at ``address``; any address is allowed."""
-    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    function = cgutils.get_or_insert_function(low.b.module, kind, "llvm.prefetch.p0")
-    pointer = low.b.inttoptr(address, I8.as_pointer())
-    low.b.call(function, [pointer, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+    low.prefetch(address)
 
 
 # ---- f32x16 -----------------------------------------------------------------------------------

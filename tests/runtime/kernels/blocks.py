@@ -9,7 +9,7 @@ SCALE_BYTES = {
     "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82), "Q3_K": (108,),
     "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,), "MXFP4": (),
 }  # fmt: skip
-EXTREME_SCALES = np.array([0, -0.0, 65504, -65504, 2**-24, -(2**-14), np.inf, np.nan], np.float16)
+EXTREME_SCALES = np.array([0, -0.0, 65504, -65504, 2**-24, -(2**-14)], np.float16)
 
 
 def blocks(rng, name, n_row, n_col):
@@ -17,6 +17,7 @@ def blocks(rng, name, n_row, n_col):
 
     Rows 1, 2 and 3 of every eight have quants of all zeros, all ones and all 0x80 (the smallest signed byte),
     row 4 has extreme scales (where there are scales), row 5 is random in every bit; the others are ordinary.
+    No scale is infinite or NaN: packing refuses those.
     """
     n_weight, n_byte = BLOCK[GgmlType[name]]
     result = rng.integers(0, 256, (n_row, n_col // n_weight, n_byte), dtype=np.uint8)
@@ -32,6 +33,8 @@ def blocks(rng, name, n_row, n_col):
         scales[kind == 4] = rng.choice(EXTREME_SCALES, scales[kind == 4].shape)
         keep = kind != 5
         result[keep, :, offset : offset + 2] = scales[keep].view(np.uint8).reshape(*scales[keep].shape, 2)
+        high = result[..., offset + 1]
+        high[(high & 0x7C) == 0x7C] &= 0xBF
     if name == "MXFP4":  # exponents: ordinary, or (rows 4 and 5) any, subnormal results and NaN among them
         keep = (kind != 4) & (kind != 5)
         result[keep, :, 0] = rng.integers(118, 126, result.shape[:2], dtype=np.uint8)[keep]

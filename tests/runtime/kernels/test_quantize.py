@@ -140,9 +140,9 @@ def test_the_scale_has_the_least_squared_error():
     assert 0.95 < error(best).sum() / plain < 0.985  # about 31 / 32
 
 
-@pytest.mark.parametrize("value", [1e-45, 1e-39, 2.0**-121, 2.0**-120])
+@pytest.mark.parametrize("value", [1e-45, 1e-39, 2.0**-121, 2.0**-93])
 def test_a_tiny_block_is_zero(value):
-    """127 / max|x| overflows below 127 / 3.4e38; the next larger power of two that cannot is 2**-121."""
+    """127 / max|x| overflows below 127 / 3.4e38; above 2**-93 no product of a block is rounded to -0."""
     quantized = twin.quantize(np.full((1, 32), value, np.float32))
     assert not quantized.q.any()
-    assert twin.quantize(np.full((1, 32), 2.0**-119, np.float32)).q.all()
+    assert twin.quantize(np.full((1, 32), 2.0**-92, np.float32)).q.all()
