@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ...runtime.budget_plan import BudgetPlan, Point
 
 WIDTH, HEIGHT, MARGIN = 760, 420, 60
+SMALLEST = 1e-4  # divergence that is drawn
 N_LOSS = 15  # matrices whose losses are listed
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 50rem; padding: 0 1rem;
@@ -59,7 +60,7 @@ class _Axes:
     def __init__(self, points: Sequence[Point]) -> None:
         sizes, losses = [p.n_bytes for p in points], [max(p.divergence, 1e-9) for p in points]
         self.x_low, self.x_high = 0.97 * min(sizes), 1.03 * max(sizes)
-        self.y_low, self.y_high = math.floor(math.log10(min(losses))), math.ceil(math.log10(max(losses)))
+        self.y_low, self.y_high = math.floor(math.log10(min(losses))), math.ceil(math.log10(2 * max(losses)))
 
     def x(self, n_bytes: float) -> float:
         return MARGIN + (WIDTH - 1.5 * MARGIN) * (n_bytes - self.x_low) / (self.x_high - self.x_low)
@@ -83,21 +84,23 @@ class _Axes:
 
 
 def _curve(budget: BudgetPlan) -> str:
-    axes = _Axes([*budget.curve, *budget.mixtures, budget.chosen])
-    path = " ".join(f"{axes.x(p.n_bytes):.1f},{axes.y(p.divergence):.1f}" for p in budget.curve)
+    curve = [p for p in budget.curve if p.divergence >= SMALLEST] or budget.curve
+    axes = _Axes([*curve, *budget.mixtures, budget.chosen])
+    path = " ".join(f"{axes.x(p.n_bytes):.1f},{axes.y(p.divergence):.1f}" for p in curve)
     parts = [
         *axes.lines(),
         f'<polyline points="{path}" fill="none" stroke="#1f6374" stroke-width="2"/>',
         *(
             f'<circle cx="{axes.x(p.n_bytes):.1f}" cy="{axes.y(p.divergence):.1f}" r="3" fill="#1f6374">'
             f"<title>{size(p.n_bytes)}, {p.divergence:.5f}</title></circle>"
-            for p in budget.curve
+            for p in curve
         ),
     ]
     for p in budget.mixtures:
         x, y = axes.x(p.n_bytes), axes.y(p.divergence)
         parts.append(f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="#b33951"/>')
-        parts.append(f'<text x="{x + 8:.1f}" y="{y - 6:.1f}">{escape(p.name)}</text>')
+        turn = f'transform="rotate(-50 {x + 5:.1f} {y - 7:.1f})"'  # neighbours do not cover each other
+        parts.append(f'<text x="{x + 5:.1f}" y="{y - 7:.1f}" {turn}>{escape(p.name)}</text>')
     x, y = axes.x(budget.chosen.n_bytes), axes.y(budget.chosen.divergence)
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="none" stroke="#e0a100" stroke-width="3"/>')
     parts.append(f'<text x="{x - 10:.1f}" y="{y + 18:.1f}" text-anchor="end" font-weight="600">chosen</text>')
@@ -149,8 +152,9 @@ def _types(budget: BudgetPlan) -> str:
         parts.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{layer}</text>')
         for part, kind in row.items():
             n_weight, n_byte = BLOCK[kind]
-            colour = COLOURS[min(len(COLOURS) - 1, max(0, int(1.6 * (8 * n_byte / n_weight - 2.5))))]
-            x, style = left + columns.index(part) * width, "font-size:10px"
+            shade = min(len(COLOURS) - 1, max(0, int(1.6 * (8 * n_byte / n_weight - 2.5))))
+            colour, ink = COLOURS[shade], "#fff" if shade < 2 or shade > 7 else "#1c2733"
+            x, style = left + columns.index(part) * width, f"font-size:10px;fill:{ink}"
             parts.append(f'<rect x="{x}" y="{y}" width="{width - 2}" height="{height - 2}" fill="{colour}"/>')
             middle = f'x="{x + width / 2 - 1}" y="{y + 12}" text-anchor="middle" style="{style}"'
             parts.append(f"<text {middle}>{kind.name}</text>")

@@ -113,11 +113,15 @@ def test_experts():
 def test_options_go_before_the_rules():
     parts = [tensor(n, 256, 256) for n in ("token_embd.weight", "output.weight", "blk.0.attn_q.weight")]
     source = Source(parts)
-    assert list(planned(source, "Q4_K_M").values()) == ["Q4_K", "Q6_K", "Q4_K"]
-    assert list(planned(source, "Q4_K_M", is_pure=True).values()) == ["Q4_K", "Q4_K", "Q4_K"]
-    assert list(planned(source, "Q4_K_M", leaves_output=True).values()) == ["Q4_K", "F16", "Q4_K"]
-    wished = planned(source, "Q4_K_M", output_type=GgmlType.Q8_0, embedding_type=GgmlType.Q5_0)
-    assert list(wished.values()) == ["Q5_0", "Q8_0", "Q4_K"]
+
+    def types(**wishes):
+        found = planned(source, "Q4_K_M", **wishes)
+        return [found[t.name] for t in parts]
+
+    assert types() == ["Q4_K", "Q6_K", "Q4_K"]
+    assert types(is_pure=True) == ["Q4_K", "Q4_K", "Q4_K"]
+    assert types(leaves_output=True) == ["Q4_K", "F16", "Q4_K"]
+    assert types(output_type=GgmlType.Q8_0, embedding_type=GgmlType.Q5_0) == ["Q5_0", "Q8_0", "Q4_K"]
     overrides = [parse_override("attn_.=q6_k"), parse_override("attn_q=F16")]
     assert planned(source, "Q4_K_M", overrides=overrides)["blk.0.attn_q.weight"] == "Q6_K"
     assert list(planned(Source(parts[:1]), "Q4_K_M", output_type=GgmlType.Q8_0).values()) == ["Q8_0"]
