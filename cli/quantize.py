@@ -164,10 +164,12 @@ def quantize(
     source, out, type_name = _split(paths_and_type, has_target=wanted is not None)
     import_numpy()  # here: --help must not pay for it
     from ..quant.checkpoint import GgufCheckpoint
-    from ..quant.file_types import file_type
+    from ..quant.file_types import ALIASES, MIXTURES, file_type
     from ..quant.quantize_plan import plan_quantization
     from ..runtime.threads import default_threads
 
+    if wanted is not None and (out or "").upper() in (*MIXTURES, *ALIASES):
+        raise UsageError(f"{out} is a type, which a target stands for; ./{out} would be a file", "IN [OUT]")
     mixture = file_type(type_name)
     calibration = _calibration(
         method or ("rtn" if wanted is None else "awq+gptq"), calibration_text, chunks,

@@ -111,12 +111,13 @@ def calibrated(
         LlmrunError: the model cannot be run.
     """
     check_method(calibration.method)
-    if plan.options.keeps_quantized and not plan.options.allows_requantize:
-        kept = next((t for t in plan.tensors if t.source.ggml_type not in FLOATS), None)
-        if kept is not None:
+    if not plan.options.allows_requantize:
+        quantized = next((t.source for t in plan.tensors if t.source.ggml_type not in FLOATS), None)
+        if quantized is not None:
             raise ConfigError(
-                f"{plan.checkpoint.path}: holds quantised weights already, which {calibration.method} would change;"
-                " leave out --method, or give --allow-requantize"
+                f"{plan.checkpoint.path}: holds quantised weights already ({quantized.name} is"
+                f" {quantized.ggml_type.name}), which {calibration.method} would change and make worse. Start from F16,"
+                " BF16 or F32, or give --allow-requantize"
             )
     types = {t.source.name: t.ggml_type for t in plan.tensors if len(t.source.shape) > 1 and t.ggml_type in QUANTIZABLE}
     with ExitStack() as stack:

@@ -105,6 +105,15 @@ def test_a_checkpoint_folder_gives_what_its_gguf_gives(cli, name, text, tmp_path
             assert (one.data(info) == other.data(other.tensors[key])).all(), key
 
 
+def test_what_is_quantised_already_is_refused(cli, tiny, text, tmp_path):
+    assert cli("quantize", tiny, tmp_path / "q8.gguf", "Q8_0").code == 0
+    arguments = ("quantize", tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q8_0", "--method", "awq", "-f", text)
+    result = cli(*arguments)
+    assert (result.code, (tmp_path / "out.gguf").exists()) == (1, False)
+    assert "holds quantised weights already" in result.lines[-1]
+    assert cli(*arguments, "--allow-requantize").code == 0
+
+
 def test_a_full_disk_is_told_before_the_work(cli, tiny, text, tmp_path, monkeypatch):
     monkeypatch.setattr("llmrun.formats.atomic_file.shutil.disk_usage", lambda _: SimpleNamespace(free=100_000))
     result = cli("quantize", tiny, tmp_path / "out.gguf", "Q4_0", "--method", "awq", "-f", text)

@@ -119,3 +119,10 @@ def test_refusals_are_one_line(cli, tiny, tmp_path, arguments, message):
     assert result.code in (1, 2)
     assert message in result.lines[-1], result.err
     assert not (tmp_path / "out.gguf").exists()
+
+
+def test_a_type_is_not_taken_for_a_file(cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = cli("quantize", tiny, "q4_k_m", "--target-bpw", 4)
+    assert result.code == 2
+    assert "q4_k_m is a type" in result.lines[-1]
