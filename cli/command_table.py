@@ -15,6 +15,7 @@ COMMANDS = {
     "list": ("pull", "list_models"),
     "rm": ("pull", "remove"),
     "doctor": ("doctor", "doctor"),
+    "draft": ("draft", "draft"),
     "quantize": ("quantize", "quantize"),
     "bench": ("bench.command", "bench"),
     "bench compare": ("bench.compare", "compare"),

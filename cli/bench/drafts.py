@@ -11,10 +11,10 @@ from ..declare import UsageError
 from ..generation import open_engine
 from ..imports import import_engine
 from ..model_ref import resolve
-from ..options import LoadOptions
 from ..render.progress import ProgressBar
 from ..render.text import escaped
 from .grid import Setting, numbers
+from .measure import load_options
 from .options import DraftOptions, MachineOptions, OutputOptions, PeerOptions, TestOptions
 from .plan import Plan
 from .writers import table
@@ -99,10 +99,9 @@ def _run_setting(setting: Setting, tests: TestOptions, drafts: DraftOptions) -> 
 
     assert drafts.spec is not None
     n_gen, n_round = (numbers(tests.n_gen, "-n") or [N_GEN])[0], tests.repetitions or N_ROUND
-    options = LoadOptions(threads=setting.n_threads, ubatch_size=setting.n_ubatch, mmap=setting.use_mmap)
     draft = None if drafts.draft is None else resolve(drafts.draft)
     with (
-        open_engine(resolve(setting.model), options, n_ctx=PROMPT_ROOM + n_gen, draft=draft) as engine,
+        open_engine(resolve(setting.model), load_options(setting), n_ctx=PROMPT_ROOM + n_gen, draft=draft) as engine,
         ProgressBar("measuring drafts") as bar,
     ):
         mode = SpeculationSettings(mode=drafts.spec)

@@ -73,7 +73,7 @@ class Bench:
         roofline = self._roofline(setting.n_threads)
         forget_peak()
         start = time.perf_counter_ns()
-        engine = open_engine(path, _load_options(setting), n_ctx=max(test.n_slot for test in self._plan.tests))
+        engine = open_engine(path, load_options(setting), n_ctx=max(test.n_slot for test in self._plan.tests))
         own: dict[str, Any] = {"load_ns": time.perf_counter_ns() - start, "start_ns": self._start_ns[path]}
         if roofline is not None:
             own |= {"bandwidth_bytes_s": roofline.read_bytes_s, "int8_peak_ops_s": roofline.int8_ops_s}
@@ -167,7 +167,8 @@ class Bench:
             print(f"llmrun bench: {text}", file=sys.stderr, flush=True)
 
 
-def _load_options(setting: Setting) -> LoadOptions:
+def load_options(setting: Setting) -> LoadOptions:
+    """Return how a setting's model is opened."""
     return LoadOptions(
         threads=setting.n_threads,
         ubatch_size=min(setting.n_batch, setting.n_ubatch),

@@ -16,7 +16,9 @@ from .statistics import quantile
 if TYPE_CHECKING:
     from ..engine import Engine
 
-RANDOM_TEMPERATURE = 1.5  # of the prompt that asks for random words; all others are answered greedily
+# The prompt that asks for random words gets them: any token of the vocabulary. All others are answered greedily.
+RANDOM = SamplerSettings(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0)
+GREEDY = SamplerSettings(temperature=0.0)
 SEED = 1
 PLAIN = SpeculationSettings(mode="off")
 
@@ -106,5 +108,5 @@ def warm_up(engine: Engine, speculation: SpeculationSettings) -> None:
 
 def _params(prompt: DraftPrompt, n_gen: int, speculation: SpeculationSettings) -> GenerationParams:
     is_random = prompt.kind == "random"  # goes on after the answer's end: the tokens get only less likely
-    sampler = SamplerSettings(temperature=RANDOM_TEMPERATURE if is_random else 0.0)
+    sampler = RANDOM if is_random else GREEDY
     return GenerationParams(sampler=sampler, seed=SEED, max_tokens=n_gen, ignore_eos=is_random, speculation=speculation)

@@ -13,7 +13,8 @@ what plain decoding would have taken by more than ALLOWANCE, nothing that costs 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -29,8 +30,23 @@ if TYPE_CHECKING:
 
 RATE_FADE = 0.9
 LEAST_GAIN = 0.02  # tokens
-ALLOWANCE, ALLOWANCE_TOKENS = 0.02, 200  # plain steps for each of the tokens, of at least so many
+ALLOWANCE, ALLOWANCE_TOKENS = 0.015, 200  # plain steps for each of the tokens, of at least so many
 PROBE_TOKENS = 2
+READING = 0.5  # share of what may be lost that a source may take to read a text
+COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
+
+
+@dataclass(slots=True)
+class _Draft:
+    """Guesses of one source, to which another may have added copies of the text; how many to verify, and their gain."""
+
+    drafter: Drafter
+    guesses: list[Guess]
+    chances: list[float]  # of each, if those before are right
+    n_own: int
+    copier: Drafter | None = None
+    n: int = 0
+    gain: float = 0.0
 
 
 class Controller:
@@ -61,8 +77,7 @@ class Controller:
         self._step_s = self._step_price = 0.0  # since the last plan
         self._draft_s = 0.0
         self._plain_s = 0.0  # what a plain step would have taken instead of the last pass
-        self._n_planned = 0
-        self._drafter: Drafter | None = None  # whose draft is being verified
+        self._draft: _Draft | None = None  # what is being verified
 
     @classmethod
     def for_engine(cls, engine: Engine) -> Controller:
@@ -102,34 +117,34 @@ class Controller:
             self._calibrate, started = None, time.perf_counter()
         self._learn(context)
         widest = max(2 * self._costs.widest + 1, self._settings.draft_min)  # widths are tried step by step
-        draft = self._choose(context, min(limit, self._settings.draft_max, widest))
-        self._n_planned = len(draft)
+        draft = self._draft = self._choose(context, min(limit, self._settings.draft_max, widest))
         planning_s = time.perf_counter() - started - self._draft_s
         self._step_s += planning_s
         if self._costs.is_known:
             self._step_price += planning_s / self._costs.plain_s
-        return [guess.token_id for guess in draft]
+        return [] if draft is None else [guess.token_id for guess in draft.guesses[: draft.n]]
 
-    def _choose(self, context: Sequence[int], limit: int) -> list[Guess]:
-        self._drafter, draft, best = None, list[Guess](), LEAST_GAIN
+    def _choose(self, context: Sequence[int], limit: int) -> _Draft | None:
+        best: _Draft | None = None
         for drafter in self._active():
-            if not drafter.source.is_free:
-                continue
-            guesses = self._until_end(islice(drafter.source.guess(context), max(1, limit)))
-            drafter.guesses, drafter.base = guesses, len(context)
-            gain, n = self._best_length(drafter, guesses, limit)
-            if gain > best:
-                best, self._drafter, draft = gain, drafter, guesses[:n]
+            if drafter.source.is_free:
+                guesses = self._until_end(islice(drafter.source.guess(context), max(1, limit)))
+                drafter.guesses, drafter.base = guesses, len(context)
+                best = self._better(best, self._weighed(drafter, guesses, limit))
         if self._costs.is_due or not self._costs.is_known:  # a plain step is to be measured
-            self._drafter = None
-            return []
+            return None
         for drafter in self._active():
             if not drafter.source.is_free and limit > 0:
-                guesses = self._draw(drafter, context, limit, best)
-                gain, n = self._best_length(drafter, guesses, limit)
-                if gain > (best if self._drafter else LEAST_GAIN):
-                    best, self._drafter, draft = gain, drafter, guesses[:n]
-        return draft
+                best = self._better(
+                    best, self._draw(drafter, context, limit, LEAST_GAIN if best is None else best.gain)
+                )
+        return best
+
+    @staticmethod
+    def _better(one: _Draft | None, other: _Draft | None) -> _Draft | None:
+        if other is None or other.gain <= (LEAST_GAIN if one is None else one.gain):
+            return one
+        return other
 
     def passed(self, n_row: int, elapsed_s: float) -> None:
         """Take note of the time of a pass."""
@@ -140,13 +155,18 @@ class Controller:
 
     def verified(self, n_right: int) -> None:
         """Count the last draft."""
-        if self._drafter is not None:
-            self._drafter.stats.count(self._n_planned, n_right)
+        draft = self._draft
+        if draft is None:
+            return
+        n_own = min(draft.n, draft.n_own)
+        draft.drafter.stats.count(n_own, min(n_right, n_own))
+        if draft.copier is not None and draft.n > n_own <= n_right:  # what was not reached says nothing
+            draft.copier.stats.count(draft.n - n_own, n_right - n_own)
 
     def end(self, context: Sequence[int]) -> SpeculationStats:
         """End the answer; return its numbers."""
         self._learn(context)
-        self._drafter = None
+        self._draft = None
         self._stats.sources = {d.source.name: d.stats for d in self._active()}
         self._file.write(self._costs)
         return self._stats
@@ -190,7 +210,7 @@ class Controller:
         """Whether the answer can bear that a draft of n tokens is wrong."""
         return self._costs.at_worst(1 + n) - 1 < self._allowance
 
-    def _until_end(self, guesses: islice[Guess]) -> list[Guess]:
+    def _until_end(self, guesses: Iterable[Guess]) -> list[Guess]:
         """Return guesses up to the first that ends the answer."""
         result = []
         for guess in guesses:
@@ -199,25 +219,43 @@ class Controller:
                 break
         return result
 
-    def _best_length(self, drafter: Drafter, guesses: Sequence[Guess], limit: int) -> tuple[float, int]:
-        """Return the gain in tokens of verifying the first n guesses, and the best n."""
-        best, best_n, total, reached, rate = 0.0, 0, 0.0, 1.0, self._rate
-        for n, guess in enumerate(guesses[:limit], 1):
-            reached *= drafter.rates[guess.sureness]
+    def _weighed(self, drafter: Drafter, guesses: list[Guess], limit: int) -> _Draft:
+        """Return a draft of one source with its best length."""
+        chances = [drafter.rates[guess.sureness] for guess in guesses]
+        return self._measured(_Draft(drafter, guesses, chances, len(guesses)), limit)
+
+    def _measured(self, draft: _Draft, limit: int) -> _Draft:
+        """Work out how many of a draft's guesses are best verified, and what that gains in tokens."""
+        total, reached, rate = 0.0, 1.0, self._rate
+        for n, chance in enumerate(draft.chances[:limit], 1):
+            reached *= chance
             total += reached
             gain = total - rate * (self._costs(1 + n) - 1)
-            if gain > best and n >= self._settings.draft_min and self._may_try(n):
-                best, best_n = gain, n
-        return best, best_n
+            if gain > draft.gain and n >= self._settings.draft_min and self._may_try(n):
+                draft.gain, draft.n = gain, n
+        return draft
 
-    def _draw(self, drafter: Drafter, context: Sequence[int], limit: int, best: float) -> list[Guess]:
+    def _add_copies(self, draft: _Draft, context: Sequence[int], limit: int, least: float) -> None:
+        """Let a free source go on with a draft, if what it copies is likely enough."""
+        drafted = [guess.token_id for guess in draft.guesses]
+        for copier in self._active():
+            if copier.source.is_free:
+                copies = self._until_end(islice(copier.source.after(drafted), limit - len(drafted)))
+                if copies and copier.rates[copies[0].sureness] >= least:
+                    draft.copier, draft.n_own = copier, len(drafted)
+                    draft.guesses += copies
+                    draft.chances += [copier.rates[guess.sureness] for guess in copies]
+                    copier.copies, copier.copies_base = copies, len(context) + len(drafted)
+                    return
+
+    def _draw(self, drafter: Drafter, context: Sequence[int], limit: int, best: float) -> _Draft | None:
         """Let a source that costs time guess, as long as each further guess is worth it."""
         typical, rate, n_most = drafter.overall[0], self._rate, limit
         if self._expected(drafter, limit) <= best:
             drafter.n_skipped += 1
             drafter.is_warm = drafter.is_warm and drafter.n_skipped > drafter.wait
             if drafter.n_skipped <= drafter.wait or best > LEAST_GAIN:
-                return []
+                return None
             n_most = min(limit, PROBE_TOKENS if drafter.is_timed else 1)
             drafter.wait = min(2 * drafter.wait, PROBE_LATEST)
         else:
@@ -225,28 +263,34 @@ class Controller:
             if not drafter.is_timed:  # it may be dear
                 n_most = 1
         if not self._may_try(1) or self._allowance < drafter.first:
-            return []
+            return None
         was_used, drafter.n_skipped = drafter.is_warm, 0
         drafter.is_warm = True
-        drafter.source.budget_s = max(0.0, self._allowance * self._costs.plain_s)
-        guesses: list[Guess] = []
+        # What is spent on reading must be earned by guessing: half is left for that.
+        drafter.source.budget_s = max(0.0, READING * self._allowance * self._costs.plain_s)
+        draft = _Draft(drafter, [], [], 0)
         reached, source = 1.0, drafter.source.guess(context)
-        while len(guesses) < n_most:
+        while len(draft.guesses) < n_most:
             started = time.perf_counter()
             guess = next(source, None)
             elapsed = time.perf_counter() - started
             self._draft_s += elapsed
             self._step_s += elapsed
-            self._step_price += drafter.timed(len(guesses), elapsed, is_usual=was_used or bool(guesses))
+            self._step_price += drafter.timed(len(draft.guesses), elapsed, is_usual=was_used or bool(draft.guesses))
             if guess is None:
                 break
-            guesses.append(guess)
-            reached *= drafter.rates[guess.sureness]
-            further = drafter.further + self._costs.further(len(guesses) + 1)
-            if guess.token_id in self._ends or reached * typical <= rate * further:
+            draft.guesses.append(guess)
+            draft.chances.append(drafter.rates[guess.sureness])
+            draft.n_own = len(draft.guesses)
+            reached *= draft.chances[-1]
+            further = self._costs.further(draft.n_own + 1)
+            if guess.token_id in self._ends or reached * typical <= rate * (drafter.further + further):
                 break
-        drafter.guesses, drafter.base = guesses, len(context)
-        return guesses
+            self._add_copies(draft, context, limit, max(COPY_CHANCE, typical - rate * drafter.further))
+            if draft.copier is not None:
+                break
+        drafter.guesses, drafter.base = draft.guesses[: draft.n_own], len(context)
+        return self._measured(draft, limit)
 
     def _expected(self, drafter: Drafter, limit: int) -> float:
         """Return the gain in tokens that a source's best draft has on average, its own time included."""

@@ -57,7 +57,8 @@ class StepCosts:
         self._kept: dict[Key, deque[_Measured]] = {}
         self._from_file = {n for n in ratios or {} if n > 1}
         self._open: list[_Measured] = []  # since the last plain step
-        self._prices: dict[Key, float] = {1: 1.0}
+        self._prices: dict[Key, float] = {1: 1.0}  # as measured
+        self._table: dict[int, float] = {}  # what is said of them, until something is measured
         self._widths: list[int] = [1]
         self._n_wide, self._wide_s, self._n_surprise = 0, 0.0, 0
         self._due_after, self._is_due = DUE_AFTER, False
@@ -84,6 +85,12 @@ class StepCosts:
 
     def __call__(self, n_row: int) -> float:
         """Return the price of a pass: as measured, or where that was seldom, also what other widths let expect."""
+        price = self._table.get(n_row)
+        if price is None:
+            price = self._table[n_row] = self._work_out(n_row)
+        return price
+
+    def _work_out(self, n_row: int) -> float:
         if n_row == 1:
             return 1.0
         expected = self._expected(n_row)
@@ -116,6 +123,12 @@ class StepCosts:
             return (1 - part) * self._prices[low] + part * self._prices[high]
         slopes = [(self._prices[n] - 1) / (n - 1) for n in sound if n > 1]
         return 1 + max(0.0, min(slopes, default=SLOPE)) * (n_row - 1)
+
+    def forget_others(self) -> None:
+        """Forget the prices of steps that are no passes of the target."""
+        for key in [key for key in self._kept if isinstance(key, str)]:
+            del self._kept[key], self._prices[key]
+        self._open.clear()
 
     def ratios(self) -> dict[int, float]:
         """Return the prices of the widths that were tried."""
@@ -172,6 +185,7 @@ class StepCosts:
             self._kept[key] = deque(maxlen=N_KEPT)
             self._widths = sorted({*self._widths, key}) if isinstance(key, int) else self._widths
         self._kept[key].append(measured)
+        self._table.clear()
         self._prices[key] = median(m.ratio for m in self._kept[key])
 
     def _learn_plain(self, seconds: float) -> None:
@@ -196,6 +210,7 @@ class StepCosts:
         opened, self._open = self._open, []
         if not opened:
             return
+        self._table.clear()
         for measured in opened:
             measured.plain_s = around_s
         if is_news:

@@ -51,11 +51,14 @@ class DraftModel:
         kernels: KernelSet,
         vocabulary: VocabularyMap,
         n_ctx: int,
+        packed_bytes: int,
     ) -> None:
         """Use ``open``."""
         self._file, self._kernels = file, kernels  # kept: records point into both
         self.path = file.path
+        self.token_s = 0.0  # reading one token of a text, as its sources measure it
         self.executor, self.pages, self.vocabulary, self.n_ctx = executor, pages, vocabulary, n_ctx
+        self.packed_bytes = packed_bytes
 
     @classmethod
     def open(
@@ -108,7 +111,7 @@ class DraftModel:
             file.check_unchanged()
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=1)
-            return cls(file, executor, pages, kernels, vocabulary, n_ctx)
+            return cls(file, executor, pages, kernels, vocabulary, n_ctx, weights.packed_bytes(streamed))
         except BaseException:
             file.close()
             raise

@@ -47,6 +47,8 @@ class Drafter:
         self.wait, self.n_skipped = PROBE_AFTER, PROBE_AFTER
         self.guesses: list[Guess] = []  # the last ones, for the tokens from ``base`` on
         self.base = 0
+        self.copies: list[Guess] = []  # what it added to the draft of another source, from ``copies_base`` on
+        self.copies_base = 0
         self.stats = SourceStats()
         self._costs = costs
         self._first, self._next = f"{source.name} first", f"{source.name} next"
@@ -68,16 +70,21 @@ class Drafter:
 
     def learn(self, context: Sequence[int]) -> None:
         """Compare the last guesses with what came."""
+        if self._compare(self.guesses, context[self.base :]):  # a source that is being tried goes on being tried
+            self.n_skipped = self.wait
+        self._compare(self.copies, context[self.copies_base :])
+        self.guesses, self.copies = [], []
+
+    def _compare(self, guesses: Sequence[Guess], came: Sequence[int]) -> bool:
+        """Learn from guesses up to the first wrong one; return whether the last of them was right."""
         is_right = False
-        for guess, token_id in zip(self.guesses, context[self.base :], strict=False):
+        for guess, token_id in zip(guesses, came, strict=False):
             is_right = guess.token_id == token_id
             self.rates.learn(guess.sureness, is_right=is_right)
             self.overall.learn(0, is_right=is_right)
             if not is_right:
                 break
-        if is_right:  # a source that is being tried goes on being tried
-            self.n_skipped = self.wait
-        self.guesses = []
+        return is_right
 
     def timed(self, place: int, seconds: float, *, is_usual: bool) -> float:
         """Take note of the time of one guess; return what it cost in plain steps.

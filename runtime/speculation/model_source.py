@@ -45,7 +45,6 @@ class ModelSource:
         self._cached: list[int] = []  # what the sequence holds: the window's tokens, perhaps followed by old guesses
         self._n_sure = 0  # of the cached ones, certainly the window's
         self._n_context = 0
-        self._token_s = 0.0  # reading one token
         self.budget_s = 0.0
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
@@ -77,6 +76,10 @@ class ModelSource:
             # No page is free, or the draft's logits are no numbers or forbidden: there is no draft.
             return
 
+    def after(self, drafted: Sequence[int]) -> Iterator[Guess]:  # noqa: ARG002
+        """Yield nothing: it is not free."""
+        return iter(())
+
     def close(self) -> None:
         """Give the pages back."""
         self._cached.clear()
@@ -99,7 +102,7 @@ class ModelSource:
         del self._cached[max(n, 0) :]
         self._sequence.rollback(len(self._cached))
         most = self._model.n_ctx // 2
-        affordable = int(min(most, self.budget_s / self._token_s)) if self._token_s else FIRST_WINDOW
+        affordable = int(min(most, self.budget_s / self._model.token_s)) if self._model.token_s else FIRST_WINDOW
         affordable = max(affordable, FIRST_WINDOW // 2)
         n_behind = len(window) - len(self._cached)
         is_full = len(window) + N_TOK > self._model.n_ctx
@@ -118,7 +121,7 @@ class ModelSource:
             self._run(chunk, has_output=len(self._cached) + len(chunk) == len(window))
         self._n_sure = len(self._cached)
         if n_new >= N_TOK // 4:
-            self._token_s = (time.perf_counter() - started) / n_new
+            self._model.token_s = (time.perf_counter() - started) / n_new
 
     def _run(self, ids: list[int], *, has_output: bool = True) -> None:
         with self._lock:

@@ -76,6 +76,18 @@ class NgramSource:
             drafted.append(token_id)
             at, length = at + 1, length + 1
 
+    def after(self, drafted: Sequence[int]) -> Iterator[Guess]:
+        """Yield what followed the context's end and drafted tokens before; the context is that of the last guess."""
+        corpus, tail = self._corpus, [*self._corpus[-SIZES[0] :], *drafted]
+        at = 0
+        for size in SIZES:
+            if size <= len(tail) and (at := self._ends.get(tuple(tail[-size:]), 0)):
+                break
+        length = min(size, MAX_LENGTH) if at else 0
+        while 0 < at < len(corpus) and corpus[at] != BREAK:
+            yield Guess(corpus[at], 1 + bisect_right(BOUNDS, length))
+            at, length = at + 1, length + 1
+
     def close(self) -> None:
         """Nothing to give back."""
 

@@ -69,5 +69,11 @@ class DraftSource(Protocol):
         of ``begin`` and what was generated since; the list grows between calls and is not modified.
         """
 
+    def after(self, drafted: Sequence[int]) -> Iterator[Guess]:
+        """Yield guesses for the tokens after the context of the last ``guess`` and a draft of another source.
+
+        Only sources that are free are asked; what they cannot say they leave out.
+        """
+
     def close(self) -> None:
         """Give back what the source holds."""

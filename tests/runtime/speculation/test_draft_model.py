@@ -23,7 +23,7 @@ class AffordingSource(ModelSource):
     """May read whatever it wants, at once."""
 
     def guess(self, context):
-        self.budget_s, self._token_s = 1e9, 1e-9
+        self.budget_s, self._model.token_s = 1e9, 1e-9
         return super().guess(context)
 
 
