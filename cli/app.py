@@ -39,9 +39,13 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # The reader has gone: point the descriptor elsewhere, or the flush at exit complains.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader has gone
+        _drop_output()
+        return 1
+    except OSError as error:  # what has a name is told where it is opened; this is standard output, on a full disk
+        _drop_output()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{styled('error:', 'red', sys.stderr)} {escaped(f'{where}{error.strerror or error}')}", file=sys.stderr)
         return 1
     except SystemExit as exit_:  # Typer ends every command with one
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
@@ -65,6 +69,9 @@ def _dispatch(args: list[str]) -> None:
 
 def _prepare_process() -> None:
     """Make the streams take any text, SIGTERM leave the terminal as it was, and NumPy load quickly."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed; without this a model file would get its number
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             # A terminal's own encoding with "?" for what it lacks; files and pipes get UTF-8.
@@ -75,6 +82,12 @@ def _prepare_process() -> None:
     signal.signal(signal.SIGTERM, _end)
     # NumPy's linear algebra library would start a thread per processor when it is loaded (27 ms); nothing uses it.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def _drop_output() -> None:
+    """Point standard output elsewhere: what could not be written would be tried again at exit, and complain."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _end(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001  # the signature is fixed by the signal module

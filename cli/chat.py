@@ -12,6 +12,7 @@ from .chat_loop import RAW_MAX_TOKENS, Chat, ChatSettings, Leave
 from .declare import Argument, Option
 from .generation import (
     check_speculation,
+    check_template_options,
     choose_seed,
     generation_params,
     open_engine,
@@ -65,6 +66,8 @@ def chat(
     seed = choose_seed(sampling.seed)
     params = generation_params(sampling, seed=seed, speculation=speculation)
     with _open(path, loading, draft, is_interactive=is_interactive) as engine:
+        if engine.template is None:
+            check_template_options(prompting)
         if engine.template is None and params.max_tokens is None and not params.ignore_eos:
             params = generation_params(sampling, seed=seed, max_tokens=RAW_MAX_TOKENS, speculation=speculation)
         screen = TerminalScreen() if is_interactive else PlainScreen()

@@ -85,8 +85,6 @@ class Chat:
         self._stops_at_interrupt = stops_at_interrupt
         self._verifies_lossless = verifies_lossless
         self.has_changed_text = False  # speculation did: found by --verify-lossless
-        if system is not None and engine.template is None:
-            raise ConfigError("--system-prompt needs a chat template")
 
     def take(self, line: str) -> None:
         """Answer one line, or carry out the slash command in it. An error is shown, and the chat goes on.
@@ -194,6 +192,8 @@ class Chat:
             self.screen.notice(f"stopped at the limit of {params.max_tokens} tokens (-n, /set predict)")
         line = stats_line(stats, n_used=len(self._session.tokens), n_ctx=n_ctx)
         self.screen.stats(f"{line} · stopped" if is_stopped else line)
+        if self._sample and params.sampler.temperature == 0:
+            self.screen.notice("at temperature 0 every answer is the same: /set temp 0.8 makes others")
         if self._verifies_lossless:
             self._verify(ids, params, seen)
         return text

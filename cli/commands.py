@@ -8,9 +8,31 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from .command_table import COMMANDS, load_command
 from .declare import Option, Parameter, UsageError, call, parameters_of
+
+
+class PlainUsage(typer.core.TyperCommand):
+    """A command whose usage line names arguments in the same way with every version of Typer."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002  # the signature is Typer's
+        """Return the parts of the usage line that follow the command's name."""
+        return ["[OPTIONS]", *(usage_name(p) for p in self.params if p.param_type_name == "argument")]
+
+
+def usage_name(argument: Any) -> str:
+    """Return an argument as a usage line shows it, in brackets where it may be left out."""
+    name = bare_name(argument)
+    return name if argument.required else f"[{name}]"
+
+
+def bare_name(argument: Any) -> str:
+    """Return an argument's name without the brackets around the whole of it."""
+    name = str(argument.metavar or argument.name.upper())
+    return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -80,7 +102,7 @@ for words in COMMANDS:
     if words in groups:
         groups[words].callback(invoke_without_command=True)(_group_command(load_command(words)))
     else:
-        groups[group].command(name)(typer_command(load_command(words)))
+        groups[group].command(name, cls=PlainUsage)(typer_command(load_command(words)))
 app.add_typer(bench_app, name="bench")
 app.add_typer(eval_app, name="eval")
 

@@ -37,7 +37,7 @@ def doctor(
     path = None if model is None else resolve(model)
     n_threads = threads or default_threads()[0]
     roofline = _limits(n_threads)
-    rows = {**_software(), **_processor(), **_threads(), **_memory(roofline), **_models()}
+    rows = {**_software(), **_processor(), **_threads(), **_memory(roofline), **_kernels(), **_models()}
     if path is not None:
         from .explain import explain, need_roofline
 
@@ -130,6 +130,23 @@ def _memory(roofline: Roofline | None) -> dict[str, str]:
         "memory bandwidth": f"{roofline.read_bytes_s / 1e9:.1f} GB/s read by {roofline.n_thread} threads",
         "int8 peak": f"{roofline.int8_ops_s / 1e9:.0f} Gop/s by {roofline.n_thread} threads",
     }
+
+
+def _kernels() -> dict[str, str]:
+    """Return where compiled kernels come from and go to."""
+    from ..runtime.simd.isa import choose_target
+    from ..runtime.simd.object_cache import ObjectCache, shipped_folder
+
+    target = choose_target().name
+    shipped, cache = shipped_folder(), ObjectCache()
+    found = [] if shipped is None else [f"{_n_object(shipped / target)} for {target} came with llmrun"]
+    if cache.folder is not None:
+        found.append(f"{_n_object(cache.folder / target)} for {target} in {cache.folder}")
+    return {"compiled kernels": "; ".join([*found, *cache.notices])}
+
+
+def _n_object(folder: Path) -> int:
+    return sum(1 for _ in folder.glob("*.o"))
 
 
 def _models() -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,12 +19,22 @@ from .text_input import read_text
 if TYPE_CHECKING:
     from ..runtime.perplexity import Perplexity
 
-DEFAULT_CTX = 512
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChunkOptions(LoadOptions):
+    """How a model is opened, with the context of a chunk."""
+
+    ctx_size: Annotated[
+        int,
+        Option(
+            "--ctx-size", "-c", "--ctx", min=0, metavar="N", help="Tokens of a chunk; 0: the model's whole context."
+        ),
+    ] = 512
 
 
 def perplexity(
     model: Model,
-    loading: LoadOptions,
+    loading: ChunkOptions,
     file: Annotated[Path, Option("--file", "-f", metavar="FILE", help="The text.", show_default=False)],
     chunks: Annotated[
         int, Option("--chunks", min=-1, metavar="N", help="Measure only the first N chunks; -1: all.")
@@ -35,15 +46,14 @@ def perplexity(
 ) -> None:
     """Measure the perplexity on a text, as llama-perplexity does.
 
-    The text is cut into chunks of -c tokens (here 0 means 512); the second half of each chunk counts.
+    The text is cut into chunks of -c tokens; the second half of each chunk counts.
     """
     import_engine()  # here: --help must not pay for it
     from ..runtime.perplexity import measure, plan_chunks
 
-    n_ctx = loading.ctx_size or DEFAULT_CTX
     text = read_text(file)
-    with open_engine(resolve(model), loading, n_ctx=n_ctx) as engine:
-        plan = plan_chunks(engine.tokenizer, text, n_ctx=n_ctx, max_chunks=chunks if chunks >= 0 else None)
+    with open_engine(resolve(model), loading) as engine:
+        plan = plan_chunks(engine.tokenizer, text, n_ctx=engine.n_ctx, max_chunks=chunks if chunks >= 0 else None)
         with ProgressBar("measuring") as progress:
 
             def report(so_far: Perplexity) -> None:

@@ -14,7 +14,7 @@ from ..formats.errors import ConfigError, LlmrunError
 from ..runtime.kernels.layout import DEFAULT_KV_TYPE, KV_TYPES
 from .declare import UsageError
 from .imports import import_engine, start_collector
-from .options import LoadOptions, SamplingOptions, SpeculationOptions
+from .options import LoadOptions, PromptOptions, SamplingOptions, SpeculationOptions
 from .render.progress import ProgressBar
 from .text_input import unescape
 
@@ -192,6 +192,18 @@ def parse_template_kwargs(text: str | None) -> dict[str, Any]:
     if reserved:
         raise ConfigError(f"--chat-template-kwargs: {', '.join(reserved)} cannot be set this way")
     return value
+
+
+def check_template_options(options: PromptOptions) -> None:
+    """Refuse what a prompt without a chat template would leave without effect.
+
+    Raises:
+        ConfigError: something is given.
+    """
+    given = {"--system-prompt": options.system_prompt, "--chat-template-kwargs": options.chat_template_kwargs}
+    for name, value in given.items():
+        if value is not None:
+            raise ConfigError(f"{name} needs a chat template")
 
 
 def generate(session: Session, ids: list[int], params: GenerationParams) -> Generator[GeneratedToken]:

@@ -15,6 +15,7 @@ from .declare import Option, UsageError
 from .generation import (
     check_lossless,
     check_speculation,
+    check_template_options,
     choose_seed,
     generate,
     generation_params,
@@ -82,8 +83,7 @@ def run(
         if raw or engine.template is None:
             if not raw:
                 notices.append("the model has no chat template: the prompt is continued as it is (--raw)")
-            if prompting.system_prompt is not None:
-                raise ConfigError("--system-prompt needs a chat template")
+            check_template_options(prompting)
             ids = engine.tokenizer.encode(text, parse_special=parse_special)
         else:
             ids = _chat_ids(engine, text, prompting.system_prompt, kwargs)

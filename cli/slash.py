@@ -62,7 +62,7 @@ def _help(chat: Chat, argument: str) -> None:  # noqa: ARG001
 
 def _system(chat: Chat, argument: str) -> None:
     if not argument:
-        chat.screen.notice(f"system prompt: {chat.conversation.system or '(the template decides)'}")
+        chat.screen.notice(f"system prompt: {_system_prompt(chat)}")
         return
     if chat.engine.template is None:
         raise ConfigError("this model has no chat template, so it takes no system prompt")
@@ -70,6 +70,11 @@ def _system(chat: Chat, argument: str) -> None:
     chat.screen.notice(
         "system prompt removed" if argument == "-" else "system prompt set; it counts from the next turn on"
     )
+
+
+def _system_prompt(chat: Chat) -> str:
+    nothing = "(the template decides)" if chat.engine.template is not None else "(none: no chat template)"
+    return chat.conversation.system or nothing
 
 
 def _regen(chat: Chat, argument: str) -> None:  # noqa: ARG001
@@ -97,6 +102,9 @@ def _set(chat: Chat, argument: str) -> None:
     if not value:
         raise ConfigError(f"/set {name}: expected a value")
     params = chat.settings.params
+    known = [row[0] for row in _setting_rows(chat)]
+    if name not in known:
+        raise ConfigError(f"/set {name}: no such setting, expected one of {', '.join(known)}")
     if name == "seed":
         chat.settings.params = replace(params, seed=_whole_number(name, value, 0, _LARGEST_SEED))
     elif name == "predict":
@@ -126,7 +134,7 @@ def _show(chat: Chat, argument: str) -> None:
             ("computes with", f"{engine.n_threads} threads, {engine.isa}"),
         ],
         "settings": lambda: _setting_rows(chat),
-        "system": lambda: [("system", chat.conversation.system or "(the template decides)")],
+        "system": lambda: [("system", _system_prompt(chat))],
         "template": lambda: [("template", engine.template.source if engine.template is not None else "(none)")],
         "history": lambda: [(turn["role"], turn["content"]) for turn in chat.conversation.messages()],
     }

@@ -16,7 +16,7 @@ from typing import Any
 
 import typer
 
-from llmrun.cli.commands import app
+from llmrun.cli.commands import app, bare_name, usage_name
 from llmrun.cli.slash import COMMANDS
 
 PAGE = Path(__file__).with_name("cli.md")
@@ -78,7 +78,7 @@ def section_of(path: str, command: Any) -> Iterator[str]:
     """Yield the parts of one command's section."""
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     options = [p for p in command.params if p.param_type_name == "option"]
-    words = [name_of(p) if p.required else f"[{name_of(p)}]" for p in arguments]
+    words = [usage_name(p) for p in arguments]
     yield f"\n## {path}\n\n    {' '.join([path, '[OPTIONS]', *words])}\n\n{inspect.cleandoc(command.help or '')}\n"
     yield "\n| option | meaning | default |\n|---|---|---|\n"
     for parameter in [*arguments, *options]:
@@ -86,15 +86,10 @@ def section_of(path: str, command: Any) -> Iterator[str]:
     yield "| `-h`, `--help` | Show this message and exit. |  |\n"
 
 
-def name_of(argument: Any) -> str:
-    """Return an argument's name as usage lines show it."""
-    return str(argument.metavar or argument.name.upper()).strip("[]")
-
-
 def spelling_of(parameter: Any) -> str:
     """Return every way in which a parameter can be written."""
     if parameter.param_type_name == "argument":
-        return f"`{cell(name_of(parameter))}`"
+        return f"`{cell(bare_name(parameter))}`"
     names = [*parameter.opts, *parameter.secondary_opts]
     value = f" {parameter.metavar}" if parameter.metavar else ""
     return ", ".join(f"`{cell(name)}`" for name in [*names[:-1], names[-1] + value])

@@ -164,6 +164,8 @@ class Engine:
             wanted = n_ctx or hp.n_ctx_train
             if n_ctx_used < wanted:
                 notices.append(f"context lowered from {wanted} to {n_ctx_used} tokens, which is what memory allows")
+            if n_ctx_used > hp.n_ctx_train:
+                notices.append(f"context of {n_ctx_used} tokens: the model was trained on {hp.n_ctx_train}")
             engine = cls(
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,

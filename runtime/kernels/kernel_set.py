@@ -38,6 +38,8 @@ class KernelSet:
         cache = cache or ObjectCache()
         objects = {name: cache.get(target.name, name) for name in wanted}
         missing = [name for name, data in objects.items() if data is None]
+        if missing and on_progress:  # the first one takes longest: Numba is imported meanwhile
+            on_progress("compiling kernels", 0, len(missing))
         for done, (name, data) in enumerate(compile_missing(missing, target)):
             objects[name] = data
             cache.put(target.name, name, data)

@@ -44,6 +44,12 @@ def test_regen_takes_the_next_sample_of_the_same_question(cli, engine, model):
     assert engine.prompts[3] == turn("user", "x") + turn("assistant", "three") + turn("user", "y") + HEAD
 
 
+def test_regen_at_temperature_0_says_that_nothing_changes(cli, engine, model):
+    engine.replies = ["one", "one", "two"]
+    result = cli("chat", model, "--temp", "0", stdin="x\n/regen\ny\n")
+    assert [i for i, line in enumerate(result.lines) if line.startswith("at temperature 0")] == [3]
+
+
 def test_undo_and_clear(cli, engine, model):
     engine.replies = ["A", "B", "C", "D"]
     result = cli("chat", model, stdin="a\nb\n/undo\nc\n/clear\nd\n")
@@ -76,7 +82,7 @@ def test_set_changes_the_next_answer(cli, engine, model):
     ("line", "message"),
     [
         ("/set temp hot", "error: temperature: expected a number, got 'hot'"),
-        ("/set nonsense 1", "error: nonsense: no such sampler setting"),
+        ("/set nonsense 1", "error: /set nonsense: no such setting, expected one of seed, predict, stop, temperature"),
         ("/set seed -4", "error: /set seed: expected a whole number from 0"),
         ("/set temp", "error: /set temperature: expected a value"),
         ("/frobnicate", "error: there is no command /frobnicate. /help lists them"),

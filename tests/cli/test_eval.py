@@ -23,3 +23,6 @@ def test_command(cli, engine, model, tmp_path):
     result = cli("eval", "perplexity", model, "-f", path)
     assert (result.code, result.out) == (1, "")
     assert result.err == "error: the text has 107 tokens, expected at least 1024 for a context of 512\n"
+    engine.n_ctx = 2048
+    result = cli("eval", "perplexity", model, "-f", path, "-c", 0)
+    assert result.err == "error: the text has 107 tokens, expected at least 4096 for a context of 2048\n"

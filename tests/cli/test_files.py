@@ -111,7 +111,16 @@ def test_doctor(cli, monkeypatch):
 
     monkeypatch.setattr(roofline, "measure", lambda n: roofline.Roofline("avx2", n, 2.5e10, 4e11))
     record = json.loads(cli("doctor", "--json").out)
-    assert {"cpu", "instruction set", "threads", "caches", "memory", "memory bandwidth", "models"} <= record.keys()
+    assert {
+        "cpu",
+        "instruction set",
+        "threads",
+        "caches",
+        "memory",
+        "memory bandwidth",
+        "compiled kernels",
+        "models",
+    } <= record.keys()
     assert record["memory bandwidth"].startswith("25.0 GB/s read by ")
     assert record["int8 peak"].startswith("400 Gop/s by ")
     monkeypatch.setenv("LLMRUN_ISA", "avx9")

@@ -144,3 +144,35 @@ def test_closed_pipe_is_silent(tmp_path):
     )
     assert done.stderr == ""
     assert done.returncode in (0, 1)
+
+
+def entry_command(args, shell_part):
+    code = f"import sys; sys.argv[1:] = {args!r}; from llmrun.cli.entry import entry; entry()"
+    return ["bash", "-c", f'exec "$0" -c "$1" {shell_part}', sys.executable, code]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [["list"], ["--help"]])
+def test_a_full_disk_is_one_line(tmp_path, args):
+    env = {**os.environ, "LLMRUN_MODELS": str(tmp_path)}
+    done = subprocess.run(
+        entry_command(args, ">/dev/full"), capture_output=True, text=True, cwd=ROOT, env=env, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "error: No space left on device\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell")
+def test_closed_standard_streams(tmp_path):
+    """The null device takes their places: nothing that is opened later gets their numbers."""
+    env = {**os.environ, "LLMRUN_MODELS": str(tmp_path)}
+    for args, code in ((["list"], 0), (["run", "nothere"], 1)):
+        command = entry_command(args, "<&- >&- 2>&-")
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+        assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
+def test_usage_lines_are_those_of_the_page(cli):
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    for command in ("run", "chat", "detokenize", "quantize"):
+        usage = cli(command, "--help").out.splitlines()[0].removeprefix("Usage: ")
+        assert f"\n    {usage}\n" in page

@@ -59,6 +59,15 @@ def test_model_without_template_is_continued_and_says_so(cli, engine, model):
     assert "no chat template" in result.lines[0]
 
 
+@pytest.mark.parametrize("option", [("-sys", "Be brief."), ("--chat-template-kwargs", '{"enable_thinking": false}')])
+def test_options_for_a_template_need_one(cli, engine, model, option):
+    for args in (["run", model, "-p", "Once", "--raw"], ["run", model, "-p", "Once"], ["chat", model]):
+        result = cli(*args, *option)
+        assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+        assert result.err.endswith(" needs a chat template\n")
+        engine.template = None
+
+
 def test_json_object(cli, engine, model):
     engine.replies = ["né\x1b"]
     result = cli("run", model, "-p", "x", "--json", "-s", "5", "--logprobs", "2")

@@ -396,6 +396,12 @@ def test_the_models_own_context_is_lowered_and_it_is_said(opened, tiny_path, fre
         assert len(ids_of(engine.session(), token_ids("p", 250), max_tokens=None)) == 7
 
 
+def test_a_context_beyond_the_models_own_is_given_and_it_is_said(tiny_path):
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=600, n_threads=1) as engine:
+        assert engine.n_ctx == 600
+        assert engine.notices == ["context of 600 tokens: the model was trained on 512"]
+
+
 def test_quantised_keys_and_values_take_half_the_memory(tiny_path, free_memory):
     with Engine.open(tiny_path("gemma3", "Q8_0"), n_ctx=64, n_threads=1, kv_type="q8_0") as engine:
         assert engine.pages.kv_type == "q8_0"
