@@ -80,6 +80,7 @@ class Engine:
     def __init__(self, file: GgufFile, **parts: Any) -> None:
         """Use ``open``."""
         self._file = file
+        self._is_mapped: bool = parts["is_mapped"]
         self.info: ModelInfo = parts["info"]
         self.tokenizer: Tokenizer = parts["tokenizer"]
         self.template: ChatTemplate | None = parts["template"]
@@ -169,7 +170,7 @@ class Engine:
             engine = cls(
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
-                executor=executor, pages=pages, team=team,
+                executor=executor, pages=pages, team=team, is_mapped=use_mmap,
             )  # fmt: skip
             if draft is not None:
                 from .speculation.draft_model import DraftModel  # here: it knows most of what this module knows
@@ -212,7 +213,13 @@ class Engine:
             sequence.close()
 
     def run_tokens(self, sequence: KvSequence, ids: Sequence[int], out_rows: Sequence[int]) -> int:
-        """Run one pass over consecutive tokens of a sequence; return the number of output rows."""
+        """Run one pass over consecutive tokens of a sequence; return the number of output rows.
+
+        Raises:
+            FormatError: another program has changed the mapped file, which embeddings are read from.
+        """
+        if self._is_mapped:
+            self._file.check_unchanged()  # reading what has been cut off would kill the process (SIGBUS)
         past = sequence.n_past
         sequence.append(len(ids))
         try:

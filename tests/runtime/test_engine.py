@@ -1,5 +1,6 @@
 """The engine and its sessions: what ends an answer, what is computed again, what is refused."""
 
+import os
 import signal
 import threading
 import time
@@ -424,3 +425,17 @@ def test_a_model_that_does_not_fit_at_all(tiny_path, free_memory):
     ) as caught:
         Engine.open(path)
     assert str(caught.value).startswith(str(path))
+
+
+@pytest.mark.parametrize("use_mmap", [True, False])
+def test_a_file_cut_between_two_answers_is_an_error_where_it_is_mapped(tiny_path, tmp_path, use_mmap):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(tiny_path("llama", "Q8_0").read_bytes())
+    with Engine.open(path, n_threads=1, use_mmap=use_mmap) as engine:
+        text = ids_of(engine.session(), token_ids("p", 20), max_tokens=3)
+        os.truncate(path, 100)
+        if not use_mmap:
+            assert ids_of(engine.session(), token_ids("p", 20), max_tokens=3) == text
+            return
+        with pytest.raises(FormatError, match="changed while it was open"):
+            ids_of(engine.session(), token_ids("p", 20), max_tokens=3)
