@@ -2,7 +2,7 @@
 
 The folder gets what a wheel carries: ``<hash of the sources>/<target>/<kernel>.o``, and a stamp file with the
 hash and the compilers' versions. What is there already and current is kept, what the user's cache has is taken from
-there, and what is compiled goes there too. ``setup.py`` calls this; ``make objects`` too.
+there, and what is compiled goes there too. ``build_wheel.py`` calls this; ``make objects`` too.
 """
 
 from __future__ import annotations

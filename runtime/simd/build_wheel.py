@@ -1,4 +1,4 @@
-"""The build step that puts compiled kernels into a wheel; everything else is in ``pyproject.toml``.
+"""The build step that puts compiled kernels into a wheel: ``pyproject.toml`` names it, setuptools loads it by path.
 
 ``LLMRUN_BUILD_OBJECTS`` says for which targets: ``host`` (the default: this machine's best, so that
 ``pip install .`` ends soon and the first start is quick), ``all`` (what is published), ``none``, or names
@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
 from setuptools.command.build_py import build_py
 
 
@@ -51,6 +50,3 @@ class BuildWithObjects(build_py):
                 raise
             shutil.rmtree(folder, ignore_errors=True)
             self.warn("kernels could not be compiled now; llmrun will compile them at first need")
-
-
-setup(cmdclass={"build_py": BuildWithObjects})
