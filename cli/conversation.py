@@ -53,10 +53,10 @@ class Conversation:
         return True
 
     def save(self, path: Path, *, model: str, settings: dict[str, Any]) -> None:
-        """Write the chat as JSON; the file appears complete or not at all.
+        """Write the chat as JSON; the file appears complete or not at all, and replaces only a saved chat.
 
         Raises:
-            ConfigError: it cannot be written.
+            ConfigError: it cannot be written, or something else has that name.
         """
         record = {
             "format": FORMAT,
@@ -69,6 +69,8 @@ class Conversation:
         data = json.dumps(record, ensure_ascii=False, indent=2).encode("utf-8") + b"\n"
         part = None
         try:
+            if path.is_file() and path.stat().st_size and not _is_saved_chat(path):
+                raise ConfigError(f"{path}: is there already and is no saved chat. Choose another name")
             descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -114,6 +116,12 @@ class Conversation:
         if len(turns) % 2:
             raise ConfigError(f"{path}: the last question has no answer")
         return cls(system, [{"role": turn["role"], "content": turn["content"]} for turn in turns])
+
+
+def _is_saved_chat(path: Path) -> bool:
+    """Return whether a file begins as ``save`` writes it."""
+    with path.open("rb") as file:
+        return f'"format": "{FORMAT}"'.encode() in file.read(64)
 
 
 def _is_text(value: object) -> bool:

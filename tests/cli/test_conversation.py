@@ -50,11 +50,12 @@ def test_what_is_no_such_file_is_refused(tmp_path, data):
 
 def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "c.json"
-    path.write_text("old")
+    Conversation().save(path, model="m", settings={})
+    old = path.read_bytes()
     monkeypatch.setattr("os.fsync", lambda descriptor: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(ConfigError, match="No space left"):
         Conversation(None, list(TURNS)).save(path, model="m", settings={})
-    assert path.read_text() == "old"
+    assert path.read_bytes() == old
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -66,3 +67,14 @@ def test_undo_and_drop_answer():
     assert chat.turns == TURNS
     assert chat.undo()
     assert not chat.undo()
+
+
+def test_save_replaces_a_saved_chat_and_nothing_else(tmp_path):
+    path = tmp_path / "chat.json"
+    for text in ("a", "b"):
+        Conversation(text).save(path, model="m", settings={})
+        assert Conversation.load(path).system == text
+    path.write_text("my notes")
+    with pytest.raises(ConfigError, match="is there already and is no saved chat"):
+        Conversation("c").save(path, model="m", settings={})
+    assert path.read_text() == "my notes"
