@@ -13,6 +13,17 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+# Rich's own yellow and cyan cannot be read on a light background, its dark grey looks there like the part that is done.
+_STYLES = {
+    "bar.back": "grey50",
+    "progress.percentage": "none",
+    "progress.download": "none",
+    "progress.data.speed": "none",
+    "progress.elapsed": "dim",
+    "progress.remaining": "dim",
+}
+
+
 class ProgressBar:
     """Call it with ``(what, done, total)``, as often as wanted and from any thread.
 
@@ -45,6 +56,7 @@ class ProgressBar:
     def _show(self) -> None:
         from rich import progress as parts  # here: most runs end before a bar is wanted
         from rich.console import Console
+        from rich.theme import Theme
 
         amount = (
             (parts.DownloadColumn(), parts.TransferSpeedColumn()) if self._in_bytes else (parts.TaskProgressColumn(),)
@@ -56,7 +68,7 @@ class ProgressBar:
             if self._closed:
                 return
             what, done, total = self._latest
-            self._bar = parts.Progress(*columns, console=Console(stderr=True), transient=True)
+            self._bar = parts.Progress(*columns, console=Console(stderr=True, theme=Theme(_STYLES)), transient=True)
             self._task = self._bar.add_task(escaped(what), completed=done, total=total or None)
             self._bar.start()
 
