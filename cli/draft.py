@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ..formats.errors import LlmrunError
-from ..formats.gguf import GgufFile
 from .declare import Argument, Option
 from .generation import open_engine
 from .model_ref import resolve
@@ -92,6 +91,8 @@ def find_candidates(path: Path) -> list[Path]:
 
 def suggestions(path: Path) -> list[str]:
     """Return names of small models on the hub that have the target's vocabulary, as far as its file tells."""
+    from ..formats.gguf import GgufFile  # here: --help must not pay for NumPy
+
     with GgufFile.open(path) as file:
         text = {key: file.metadata.optional(key, str, "") for key in KEYS}
     names = f"{text['general.name']} {text['general.architecture']} {path.name}".lower()

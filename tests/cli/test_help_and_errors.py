@@ -19,6 +19,7 @@ COMMANDS = [
     "list",
     "rm",
     "doctor",
+    "draft",
     "quantize",
     "imatrix",
     "bench",
