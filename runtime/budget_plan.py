@@ -21,7 +21,7 @@ from ..quant.quality_card import QualityCard
 from ..quant.quantize_plan import FLOATS, PlannedTensor, QuantizePlan, plan_quantization
 from ..quant.scale_search import ScaleSearch
 from ..quant.target import Kind, Target
-from .calibrated_plan import Calibration
+from .calibrated_plan import calibration_chunks, check_unquantized
 from .layerwise.runner import LayerwiseRunner
 from .layerwise.source import described
 from .measure.kernel_speed import seconds_per_weight
@@ -102,7 +102,7 @@ def measure_sensitivities(
     """
     with ExitStack() as stack:
         source = stack.enter_context(described(plan.checkpoint))
-        chunks = Calibration("rtn", text, "", PROBE_CTX, PROBE_CHUNKS).chunks(source)
+        chunks = calibration_chunks(source, text, PROBE_CTX, PROBE_CHUNKS)
         runner = stack.enter_context(
             LayerwiseRunner(source, n_ctx=PROBE_CTX, n_threads=n_thread, folder=folder, on_progress=on_progress)
         )
@@ -223,8 +223,10 @@ def open_solver(
     """Measure a model; arguments as for ``measure_sensitivities``.
 
     Raises:
+        ConfigError: it was quantised before.
         LlmrunError: the model cannot be run.
     """
+    check_unquantized(plan)
     seconds = seconds_per_weight(TYPES, n_thread, on_progress=on_progress)
     found = measure_sensitivities(plan, text, folder, search=search, n_thread=n_thread, on_progress=on_progress)
     return Solver(plan, found, seconds)

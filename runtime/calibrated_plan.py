@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.atomic_file import check_space
-from ..formats.errors import ConfigError, FormatError
+from ..formats.errors import ConfigError, FormatError, quote
 from ..formats.ggml_types import GgmlType
 from ..formats.meta_value import MetaValue
 from ..quant.quantize import QUANTIZABLE
@@ -58,20 +58,6 @@ class Calibration:
         """Whether weights of the result are multiples of the source's, channel by channel."""
         return METHODS[self.method].has_scales
 
-    def chunks(self, source: ModelSource) -> list[list[int]]:
-        """Return token ids as a model is fed with them.
-
-        Raises:
-            LlmrunError: the text is too short, or the model has no tokenizer that can be read.
-        """
-        tokenizer = load_tokenizer(source.metadata)
-        n_token = len(tokenizer.encode(self.text, add_special=True))
-        chunks = plan_chunks(tokenizer, self.text, n_ctx=min(self.n_ctx, max(4, n_token // 2)))
-        if len(chunks) > 2 * DEFAULT_CHUNKS:
-            held_out = {id(chunk) for chunk in spread(chunks, DEFAULT_CHUNKS)}
-            chunks = [chunk for chunk in chunks if id(chunk) not in held_out]
-        return [sample.ids for sample in samples_of(spread(chunks, self.n_chunk), tokenizer)]
-
     def metadata(self, n_chunk: int) -> dict[str, MetaValue]:
         """Return what the result says of how it was made."""
         return {
@@ -111,18 +97,11 @@ def calibrated(
         LlmrunError: the model cannot be run.
     """
     check_method(calibration.method)
-    if not plan.options.allows_requantize:
-        quantized = next((t.source for t in plan.tensors if t.source.ggml_type not in FLOATS), None)
-        if quantized is not None:
-            raise ConfigError(
-                f"{plan.checkpoint.path}: holds quantised weights already ({quantized.name} is"
-                f" {quantized.ggml_type.name}), which {calibration.method} would change and make worse. Start from F16,"
-                " BF16 or F32, or give --allow-requantize"
-            )
+    check_unquantized(plan)
     types = {t.source.name: t.ggml_type for t in plan.tensors if len(t.source.shape) > 1 and t.ggml_type in QUANTIZABLE}
     with ExitStack() as stack:
         source = stack.enter_context(described(plan.checkpoint))
-        chunks = calibration.chunks(source)
+        chunks = calibration_chunks(source, calibration.text, calibration.n_ctx, calibration.n_chunk)
         folder = target.absolute().parent
         runner = LayerwiseRunner(
             source, n_ctx=max(map(len, chunks)), n_threads=n_thread, folder=folder, on_progress=on_progress
@@ -144,6 +123,44 @@ def calibrated(
             store.close(is_done=False)
             raise
         store.close()
+
+
+def check_unquantized(plan: QuantizePlan) -> None:
+    """Refuse a source that was quantised before, unless the user wants that.
+
+    Raises:
+        ConfigError: it was.
+    """
+    quantized = next((t.source for t in plan.tensors if t.source.ggml_type not in FLOATS), None)
+    if quantized is not None and not plan.options.allows_requantize:
+        raise ConfigError(
+            f"{plan.checkpoint.path}: is quantised already (tensor {quote(quantized.name)} is"
+            f" {quantized.ggml_type.name}); quantising twice loses more. Start from F16, BF16 or F32, or give"
+            " --allow-requantize"
+        )
+
+
+def calibration_chunks(
+    source: ModelSource, text: str, n_ctx: int = DEFAULT_CTX, n_chunk: int | None = None
+) -> list[list[int]]:
+    """Return chunks of a text, as a model is fed with them; none that a quality card is measured on, if there are more.
+
+    Args:
+        source: the model.
+        text: the text.
+        n_ctx: tokens of a chunk.
+        n_chunk: chunks, spread over the text; None: all.
+
+    Raises:
+        LlmrunError: the text is too short, or the model has no tokenizer that can be read.
+    """
+    tokenizer = load_tokenizer(source.metadata)
+    n_token = len(tokenizer.encode(text, add_special=True))
+    chunks = plan_chunks(tokenizer, text, n_ctx=min(n_ctx, max(4, n_token // 2)))
+    if len(chunks) > 2 * DEFAULT_CHUNKS:
+        held_out = {id(chunk) for chunk in spread(chunks, DEFAULT_CHUNKS)}
+        chunks = [chunk for chunk in chunks if id(chunk) not in held_out]
+    return [sample.ids for sample in samples_of(spread(chunks, n_chunk), tokenizer)]
 
 
 def journal_path(target: Path) -> Path:

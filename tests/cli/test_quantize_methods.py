@@ -110,8 +110,10 @@ def test_what_is_quantised_already_is_refused(cli, tiny, text, tmp_path):
     arguments = ("quantize", tmp_path / "q8.gguf", tmp_path / "out.gguf", "Q8_0", "--method", "awq", "-f", text)
     result = cli(*arguments)
     assert (result.code, (tmp_path / "out.gguf").exists()) == (1, False)
-    assert "holds quantised weights already" in result.lines[-1]
+    assert "is quantised already (tensor" in result.lines[-1]
     assert cli(*arguments, "--allow-requantize").code == 0
+    of_target = cli("quantize", tmp_path / "q8.gguf", tmp_path / "o.gguf", "--target-bpw", 4, "--method", "rtn")
+    assert "is quantised already (tensor" in of_target.lines[-1]
 
 
 def test_a_full_disk_is_told_before_the_work(cli, tiny, text, tmp_path, monkeypatch):
