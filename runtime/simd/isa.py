@@ -31,7 +31,7 @@ class Target:
     dot: str  # "vnni512", "vnni256", "avx2", "ssse3", "sdot" or "smull"
     has_fma: bool = True
     has_f16: bool = True
-    widths: tuple[int, ...] = (4, 2, 1)
+    widths: tuple[int, ...] = (4, 3, 2, 1)
     needs: frozenset[str] = frozenset()  # LLVM feature names that the CPU must report
 
     @property
