@@ -200,7 +200,7 @@ class Session:
         from .speculation.controller import Controller
 
         settings = params.speculation
-        if settings.mode == "off":
+        if settings.mode == "off" or params.max_tokens == 1:  # the first token is the prompt's
             return None
         if self._controller is None:
             self._controller = Controller.for_engine(self._engine)
