@@ -13,6 +13,11 @@ from ..formats.errors import ConfigError
 MAX_THREADS = 1024
 
 
+def n_processor() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def default_threads() -> tuple[int, str]:
     """Return the number of threads for this machine, and why it is that.
 
@@ -26,7 +31,7 @@ def default_threads() -> tuple[int, str]:
         return int(forced), "LLMRUN_THREADS"
     limits = [(_physical_cores(), "physical cores")]
     if hasattr(os, "sched_getaffinity"):
-        limits.append((len(os.sched_getaffinity(0)), "processors that this process may use"))
+        limits.append((n_processor(), "processors that this process may use"))
     quota = _cgroup_quota()
     if quota is not None:
         limits.append((max(1, int(quota)), f"a cgroup quota of {quota:g} processors"))

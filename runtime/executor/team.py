@@ -16,9 +16,12 @@ import numpy as np
 
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import BATCH, EPOCH, HEADER_WORDS, N_OP, N_WORKER, PROGRAM, SPIN_BARRIER, SPIN_IDLE, STOP, YIELD
+from ..threads import n_processor
 
 # 300 pauses are 5 to 15 µs; a longer spin costs more than it saves when cores are shared.
 N_SPIN_BARRIER = 500
+# With more threads than processors whoever waits keeps the processor from who is waited for: yield at once.
+N_SPIN_CROWDED = 1
 # About a millisecond: longer than the Python between two tokens, short enough not to be seen as load.
 N_SPIN_IDLE = 20_000
 INTERRUPT_POLL_S = 0.05
@@ -54,7 +57,8 @@ class Team:
         self._header = aligned_array(HEADER_WORDS)
         self._address = int(self._header.ctypes.data)
         address, self._keep_yield = _yield_address()
-        fields = {N_WORKER: n_thread, SPIN_BARRIER: N_SPIN_BARRIER, SPIN_IDLE: N_SPIN_IDLE, YIELD: address}
+        n_spin = N_SPIN_BARRIER if n_thread <= n_processor() else N_SPIN_CROWDED
+        fields = {N_WORKER: n_thread, SPIN_BARRIER: n_spin, SPIN_IDLE: N_SPIN_IDLE, YIELD: address}
         for offset, value in fields.items():
             self._header[offset // 8] = value
         self._lock = threading.Lock()

@@ -17,11 +17,14 @@ KERNELS = Path(__file__).parents[1] / "kernels"
 # Files of other packages that decide what machine code is: the compilers' versions, gguf's codebooks.
 _OTHER_SOURCES = (("numba", "_version.py"), ("llvmlite", "_version.py"), ("gguf", "quants.py"))
 # Modules of runtime/kernels with the kernels that they build; all other kernels are of their own name's module.
-_BY_PREFIX = {"matmul_": "matmul", "embed_": "embed", "pack_": "pack", "probe_": "probe", "search_": "scale_search"}
+_BY_PREFIX = {
+    "matmul_": "matmul", "embed_": "embed", "pack_": "pack", "probe_": "probe", "search_": "scale_search",
+    "attention_": "attention", "kv_store_": "kv_store",
+}  # fmt: skip
 _BY_NAME = {
     **dict.fromkeys(("rms_norm", "add", "glu", "softcap", "scale", "select"), "rows"),
     **dict.fromkeys(("lead", "work"), "program_loop"),
-    "norm_quantize": "quantize", "rope_table": "rope", "kv_store": "attention",
+    "norm_quantize": "quantize", "rope_table": "rope",
 }  # fmt: skip
 _IMPORT = re.compile(r"^[ ]*from (\.+)([\w.]*) import (\([^)]*\)|[^\n#]*)", re.MULTILINE)
 
