@@ -194,9 +194,8 @@ class CheckedExecutor:
             start = max(int(row[4]), len(slots) - a["window"]) if a["window"] else int(row[4])
             for h in range(n_head_kv):
                 columns = slice(h * heads.shape[3], (h + 1) * heads.shape[3])
-                keys, values = (
-                    twin.kept(store[a["layer"]][slots, columns], self._kv_type) for store in (self._keys, self._values)
-                )
+                keys = twin.kept(self._keys[a["layer"]][slots, columns], self._kv_type, is_key=True)
+                values = twin.kept(self._values[a["layer"]][slots, columns], self._kv_type, is_key=False)
                 result[i, h] = twin.attention_row(heads[i, h], keys, values, start, a["scale"], softcap_=a["softcap"])
         rows: F32 = result.reshape(q.shape)
         return rows

@@ -24,18 +24,18 @@ from ..simd.vector import (
     store_strided, sub, sum_lanes, void, where_between,
 )  # fmt: skip
 from ..simd.weight_bytes import SIGNED_BYTE
-from .kv_store import COPIES
+from .kv_store import COPIES, quantize_rotated
 from .layout import (
     KV_HEAD_BYTES, MAX_COLUMN, MAX_EMBD_HEAD, PAGE_SLOTS, ROW_ANCESTORS, ROW_N_ANCESTOR, ROW_PAGES, ROW_VISIBLE_STOP,
     state_bytes,
 )  # fmt: skip
-from .quantize import quantize_block
 from .vector_math import exp, tanh
 
 
 # The maximum before anything is seen: finite, so that a page without visible slots gives exp(0) and exp(-inf).
 NOTHING_SEEN = np.float32(np.finfo(np.float32).min)
 _ZERO, _MINUS_INFINITY = np.float32(0), np.float32(-np.inf)
+_ROTATION = np.float32(1 / 32)  # rotating both queries and keys multiplies their products by 32
 _TILES = PAGE_SLOTS // 16
 
 STATE_SUM, STATE_VALUES = 64 * MAX_COLUMN, 128 * MAX_COLUMN
@@ -169,10 +169,11 @@ def _put_f16_query(n_column: int) -> Any:
 def _put_q8_0_query(n_column: int) -> Any:
     @device(void(int64, int64, int64, int64))
     def put_query(q, n_embd_head, c, queries):
+        factor = splat(_ROTATION)
         for i in range(0, n_embd_head, 32):
             left = load_f32x16(q + 4 * i) if q != 0 else splat(_ZERO)
             right = load_f32x16(q + 4 * i + 64) if q != 0 else splat(_ZERO)
-            quantize_block(left, right, queries + RECORD_BYTES * (n_column * (i // 32) + c))
+            quantize_rotated(mul(left, factor), mul(right, factor), queries + RECORD_BYTES * (n_column * (i // 32) + c))
 
     return put_query
 

@@ -7,7 +7,9 @@ A page keeps ``PAGE_SLOTS`` slots of one layer. Keys lie so that 16 slots are th
     values  [page][n_head_kv]  f16 [PAGE_SLOTS][n_embd_head]
 
 In ``q8_0`` 32 columns of a slot have one scale, quantised as activations are (``quantize.py``), the scale rounded to
-f16. Keys are laid out as packed Q8_0 weights, with 4 columns in one lane:
+f16. Keys are multiplied by the Hadamard matrix of 32 rows before: a few columns that are far larger than the others
+(Qwen2's biases) would leave these no bits. Queries are as well, and products of both are 32 times the plain ones. Keys
+are laid out as packed Q8_0 weights, with 4 columns in one lane:
 
     keys    [page][n_head_kv]  i8 [PAGE_SLOTS / 16][n_embd_head / 4][16 slots][4 columns],
                                f16 [PAGE_SLOTS / 16][n_embd_head / 32][16 slots]
@@ -29,7 +31,8 @@ from ..simd.scalar import (
 )  # fmt: skip
 from ..simd.tile import RECORD_BYTES, SCALE
 from ..simd.vector import (
-    device, int64, load_f32x16, load_i8x16, store_f16x16, store_halves_strided, store_i8x16, void,
+    add, device, f32x16, hadamard, int64, load_f32x16, load_i8x16, store_f16x16, store_halves_strided, store_i8x16, sub,
+    void,
 )  # fmt: skip
 from .layout import KV_HEAD_BYTES, PAGE_SLOTS, ROW_BYTES, ROW_PAGES, ROW_SLOT, ROWS
 from .quantize import quantize_block
@@ -51,6 +54,13 @@ def _store_f16(keys, values, lane, k, v, n_embd_head):
         store_f16x16(values + 2 * i, load_f32x16(v + 4 * i))
 
 
+@device(void(f32x16, f32x16, int64))
+def quantize_rotated(left, right, record):
+    """Write the record of 32 columns of a key, or of a query, times the Hadamard matrix."""
+    left, right = hadamard(left), hadamard(right)
+    quantize_block(add(left, right), sub(left, right), record)
+
+
 @device(_STORE)
 def _store_q8_0(keys, values, lane, k, v, n_embd_head):
     block = _block()
@@ -59,7 +69,7 @@ def _store_q8_0(keys, values, lane, k, v, n_embd_head):
     keys += 16 * n_embd_head * (lane // 16) + 4 * (lane % 16)
     values += n_embd_head * lane
     for i in range(0, n_embd_head, 32):
-        quantize_block(load_f32x16(k + 4 * i), load_f32x16(k + 4 * i + 64), block)
+        quantize_rotated(load_f32x16(k + 4 * i), load_f32x16(k + 4 * i + 64), block)
         for j in range(0, 32, 4):
             store_i32(keys + 16 * (i + j), load_i32(block + j))
         store_f16(key_scales + i, load_f32(block + SCALE))

@@ -260,11 +260,20 @@ MINUS_INFINITY = np.float32(-np.inf)
 NOTHING_SEEN = np.finfo(np.float32).min
 
 
-def kept(x: F32, kv_type: str) -> F32 | Activations:
+def rotated(x: F32) -> F32:
+    """Return blocks of 32 columns times the Hadamard matrix."""
+    y = x.reshape(-1, 2, 2, 2, 2, 2)
+    for axis in (2, 3, 4, 5, 1):
+        a, b = np.split(y, 2, axis=axis)
+        y = np.concatenate([a + b, a - b], axis=axis)
+    return y.reshape(x.shape)
+
+
+def kept(x: F32, kv_type: str, *, is_key: bool) -> F32 | Activations:
     """Return keys or values [n_slot, n_embd_head] as the KV cache keeps them."""
     if kv_type == "f16":
         return x.astype(np.float16).astype(np.float32)
-    blocks = quantize(x)
+    blocks = quantize(rotated(x) if is_key else x)
     return Activations(blocks.q, blocks.scale.astype(np.float16).astype(np.float32))
 
 
@@ -307,7 +316,7 @@ def _scores(q: F32, keys: F32 | Activations, slots: NDArray[np.int64]) -> F32:
         for i in range(q.shape[1]):
             raw = fma(keys[None, slots, i], q[:, i, None], raw)
         return raw
-    queries = quantize(q)
+    queries = quantize(rotated(q * np.float32(1 / 32)))
     for block in range(q.shape[1] // BLOCK):
         dots = (queries.q[:, block] @ keys.q[slots, block].T).astype(np.float32)
         raw = fma(dots * keys.scale[slots, block], queries.scale[:, block, None], raw)

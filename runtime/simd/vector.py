@@ -223,6 +223,17 @@ def absolute(low, x):
     return low.b.bitcast(bits, F32X16)
 
 
+@operation(f32x16(f32x16))
+def hadamard(low, x):
+    """Return the lanes times the Hadamard matrix of 16 rows, without its factor of 1/4."""
+    for step in (8, 4, 2, 1):
+        lanes = range(16)
+        other = low.b.shuffle_vector(x, x, constant(ir.VectorType(I32, 16), [lane ^ step for lane in lanes]))
+        is_second = ir.Constant(ir.VectorType(ir.IntType(1), 16), [bool(lane & step) for lane in lanes])
+        x = low.b.select(is_second, low.b.fsub(other, x), low.b.fadd(x, other))
+    return x
+
+
 @operation(f32x16(f32x16, f32x16, f32x16, f32x16))
 def where_less(low, x, y, if_less, otherwise):
     """Return ``if_less`` where ``x < y``, else ``otherwise`` (also where either is NaN)."""

@@ -84,7 +84,8 @@ class Case:
             slots = np.concatenate([np.arange(stop), ancestors if ancestors is not None else []]).astype(int)
             first = max(start, len(slots) - self.window) if self.window else start
             for h in range(n_head_kv):
-                keys, values = (twin.kept(x[slots, h], self.kv_type) for x in (self.k, self.v))
+                keys = twin.kept(self.k[slots, h], self.kv_type, is_key=True)
+                values = twin.kept(self.v[slots, h], self.kv_type, is_key=False)
                 result[i, h] = twin.attention_row(heads[i, h], keys, values, first, self.scale, softcap_=self.softcap)
         return result.reshape(len(masks), -1)
 
@@ -241,12 +242,14 @@ def test_segments_are_dealt_out(machine, kv_type):
     assert_same_bits(bound.get(y, 1), case.run(machine, BEST, plain(2 * SEGMENT_SLOTS)))
 
 
-def test_quantised_keys_and_values_are_close(machine):
-    """Their error is that of 8 bits: a few parts in a thousand of the result's size here."""
+@pytest.mark.parametrize("outlier", [0, 100])
+def test_quantised_keys_and_values_are_close(machine, outlier):
+    """Their error is that of 8 bits: about a hundredth of the result's size; little more where a column is large."""
     plain_case, quantised = Case(300, 4, 2, 64), Case(300, 4, 2, 64, kv_type="q8_0")
+    plain_case.k[:, :, 3] += outlier
     quantised.k, quantised.v, quantised.q = plain_case.k, plain_case.v, plain_case.q
     want, got = (case.run(machine, BEST, plain(300, 299, 100)) for case in (plain_case, quantised))
-    assert np.abs(got - want).max() < 0.02 * np.abs(want).max()
+    assert np.abs(got - want).max() < (0.04 if outlier else 0.02) * np.abs(want).max()
     assert np.abs(got - want).max() > 0
 
 
@@ -255,7 +258,7 @@ def test_twin_against_float64(n_slot, softcap, window):
     """Scores are sums of ``width`` fused steps: off by width / 2 * 2**-24 of their terms; weights by that and 2 ulp."""
     case = Case(n_slot, 2, 1, 16, softcap=softcap, window=window)
     q = case.q[0].reshape(2, 16).astype(np.float64)
-    k, v = (twin.kept(x[:, 0], "f16").astype(np.float64) for x in (case.k, case.v))
+    k, v = (twin.kept(x[:, 0], "f16", is_key=False).astype(np.float64) for x in (case.k, case.v))
     scores = q @ k.T * case.scale
     magnitude = np.abs(q) @ np.abs(k).T * case.scale
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
