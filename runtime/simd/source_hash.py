@@ -35,9 +35,10 @@ def module_of(kernel: str) -> str:
     return _BY_NAME.get(kernel) or next(by_prefix, kernel)
 
 
-def imported_files(path: Path) -> set[Path]:
+@cache
+def imported_files(path: Path) -> frozenset[Path]:
     """Return the files of this package that one of them imports (in functions too)."""
-    found = set()
+    found: set[Path] = set()
     for dots, module, names in _IMPORT.findall(_text(path)):
         base = path.parents[len(dots) - 1].joinpath(*module.split("."))
         files = [base.with_suffix(".py")]
@@ -46,7 +47,7 @@ def imported_files(path: Path) -> set[Path]:
         found |= {file for file in files if file.is_file()}
     if path.name == "twins.py":  # names its modules in a table
         found |= set(path.parent.glob("twin_*.py"))
-    return found
+    return frozenset(found)
 
 
 @cache
@@ -56,7 +57,7 @@ def sources(path: Path) -> tuple[Path, ...]:
     waiting = {path}
     while waiting:
         reached |= waiting
-        waiting = set().union(*map(imported_files, waiting)) - reached
+        waiting = set[Path]().union(*map(imported_files, waiting)) - reached
     return tuple(sorted(reached))
 
 
