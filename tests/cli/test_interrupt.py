@@ -15,8 +15,9 @@ from .damaged_models import writer
 ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 0.3
 N_TRY = 4  # the quickest counts: another program may hold the processor
-START = (
-    "import sys; sys.argv = ['llmrun', *sys.argv[1:]]; from llmrun.cli.entry import entry;"
+START = (  # a job that a script starts with & is born with interrupts ignored
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "sys.argv = ['llmrun', *sys.argv[1:]]; from llmrun.cli.entry import entry;"
     "print('ready', file=sys.stderr, flush=True); entry()"
 )
 
@@ -46,7 +47,10 @@ class Run:
         """Interrupt it; return the seconds until it was gone. It must end quietly."""
         started = time.perf_counter()
         self.process.send_signal(signal.SIGINT)
-        _, err = self.process.communicate(timeout=60)
+        try:
+            _, err = self.process.communicate(timeout=60)
+        finally:
+            self.process.kill()
         seconds = time.perf_counter() - started
         assert self.process.returncode == 130, err.decode()
         assert b"Traceback" not in err
