@@ -31,8 +31,8 @@ def rows(seed, n_row, n_in):
     return (rng.standard_normal((n_row, n_in)) @ mix * np.exp(rng.standard_normal(n_in)) / n_in).astype(np.float32)
 
 
-def measured(x, pool):
-    result = Hessian(("w",), x.shape[1])
+def measured(x, pool, **settings):
+    result = Hessian(("w",), x.shape[1], **settings)
     for start in range(0, len(x), 100):
         result.add(x[start : start + 100], pool)
     result.finish()
@@ -44,10 +44,9 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(hessian_module, "TILE", 32)
 
 
-def test_moments_are_means_of_products(pool, small_tiles, monkeypatch):
-    monkeypatch.setattr(hessian_module, "LARGEST_ROW", 1e9)
+def test_moments_are_means_of_products(pool, small_tiles):
     x = rows(0, 230, 80)
-    result = measured(x, pool)
+    result = measured(x, pool, largest_row=1e9)
     expected = x.T.astype(np.float64) @ x / len(x)
     np.testing.assert_allclose(result.sums, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
     assert (result.sums == result.sums.T).all()
