@@ -147,6 +147,11 @@ class ByteFile:
         if stop > start:
             self._map.madvise(advice, start, stop - start)
 
+    @property
+    def is_mapped(self) -> bool:
+        """Whether ``array`` returns views of the file, not of a copy."""
+        return self._map is not None
+
     def check_unchanged(self) -> None:
         """Check that the open file still has the size and modification time that it had at ``open``.
 

@@ -111,6 +111,16 @@ class GgufFile:
         for file in self._files:
             file.check_unchanged()
 
+    def check_mapped(self) -> None:
+        """Check likewise those files that are mapped: reading what was cut off would kill the process (SIGBUS).
+
+        Raises:
+            FormatError: a file has another size or modification time.
+        """
+        for file in self._files:
+            if file.is_mapped:
+                file.check_unchanged()
+
     def close(self) -> None:
         """Close all files. Arrays that ``data`` returned stay valid; metadata that was not read yet does not."""
         for file in self._files:

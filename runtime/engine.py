@@ -33,7 +33,6 @@ from .program import Program
 from .session import GeneratedToken, GenerationParams, GenerationStats, Session
 from .simd.isa import choose_target
 from .speculation.costs import StepCosts
-from .speculation.loop import LONG_PASS_TOKENS
 from .speculation.speed_file import SpeedFile
 from .threads import default_threads
 from .weights import GgufWeights
@@ -53,6 +52,7 @@ __all__ = [
 DRAFT_EXTRA_BYTES = 200 << 20  # KV cache and buffers of a draft model
 LOGITS_BYTES = 64 << 20  # rows of logits that are made at once
 Progress = Callable[[str, int, int], None]
+LONG_PASS_TOKENS = 16  # a pass of more rows leaves the main thread free for Ctrl-C
 F32 = NDArray[np.float32]
 
 
@@ -80,7 +80,6 @@ class Engine:
     def __init__(self, file: GgufFile, **parts: Any) -> None:
         """Use ``open``."""
         self._file = file
-        self._is_mapped: bool = parts["is_mapped"]
         self.info: ModelInfo = parts["info"]
         self.tokenizer: Tokenizer = parts["tokenizer"]
         self.template: ChatTemplate | None = parts["template"]
@@ -170,7 +169,7 @@ class Engine:
             engine = cls(
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
-                executor=executor, pages=pages, team=team, is_mapped=use_mmap,
+                executor=executor, pages=pages, team=team,
             )  # fmt: skip
             if draft is not None:
                 from .speculation.draft_model import DraftModel  # here: it knows most of what this module knows
@@ -216,19 +215,26 @@ class Engine:
         """Run one pass over consecutive tokens of a sequence; return the number of output rows.
 
         Raises:
-            FormatError: another program has changed the mapped file, which embeddings are read from.
+            FormatError: another program has changed the mapped file.
         """
-        if self._is_mapped:
-            self._file.check_unchanged()  # reading what has been cut off would kill the process (SIGBUS)
         past = sequence.n_past
         sequence.append(len(ids))
         try:
             batch = Batch.of_tokens(sequence.page_table, past, ids, out_rows)
-            self.executor.run(batch, is_long=len(ids) > LONG_PASS_TOKENS)
+            self.run_batch(batch)
         except BaseException:
             sequence.rollback(past)
             raise
         return batch.n_out
+
+    def run_batch(self, batch: Batch) -> None:
+        """Run one pass.
+
+        Raises:
+            FormatError: another program has changed the mapped file, which embeddings are read from.
+        """
+        self._file.check_mapped()
+        self.executor.run(batch, is_long=batch.n_tok > LONG_PASS_TOKENS)
 
     def pass_costs(self) -> tuple[StepCosts, SpeedFile]:
         """Return what passes take on this machine, and where that is kept."""

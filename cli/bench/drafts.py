@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ from .grid import Setting, numbers
 from .measure import load_options
 from .options import DraftOptions, MachineOptions, OutputOptions, PeerOptions, TestOptions
 from .plan import Plan
-from .writers import table
+from .writers import table, write_records
 
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
@@ -67,16 +66,8 @@ def run_drafts(plan: Plan, tests: TestOptions, drafts: DraftOptions, output: Out
         LlmrunError: a model cannot be opened, or a text differs.
     """
     import_engine()
-    found: list[dict[str, Any]] = []
-    for setting in plan.settings:
-        for record in _run_setting(setting, tests, drafts):
-            if output.output == "jsonl":
-                print(json.dumps(record, ensure_ascii=False), flush=True)
-            found.append(record)
-    if output.output == "json":
-        print(json.dumps(found, ensure_ascii=False, indent=2))
-    elif output.output == "md":
-        print(drafts_text(found))
+    records = (record for setting in plan.settings for record in _run_setting(setting, tests, drafts))
+    write_records(records, output.output, drafts_text)
 
 
 def _prompts(drafts: DraftOptions) -> list[DraftPrompt]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from .grid import Setting, words
 from .options import MachineOptions, OutputOptions, PeerOptions, TestOptions
 from .plan import Plan
 from .record import quant_description
-from .writers import table
+from .writers import table, write_records
 
 if TYPE_CHECKING:
     from ...runtime.measure.roofline import Roofline
@@ -60,16 +59,8 @@ def run_versus(
         LlmrunError: llama-cpp-python is missing, or a model cannot be opened by one of the two.
     """
     import_engine()
-    found: list[dict[str, Any]] = []
-    for setting in plan.settings:
-        for record in _compare_setting(setting, plan, tests, machine, peer):
-            if output.output == "jsonl":
-                print(json.dumps(record, ensure_ascii=False), flush=True)
-            found.append(record)
-    if output.output == "json":
-        print(json.dumps(found, ensure_ascii=False, indent=2))
-    elif output.output == "md":
-        print(comparison_text(found))
+    records = (record for setting in plan.settings for record in _compare_setting(setting, plan, tests, machine, peer))
+    write_records(records, output.output, comparison_text)
 
 
 def _compare_setting(

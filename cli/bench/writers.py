@@ -7,7 +7,7 @@ the rows still fit a table that llama-bench made.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 from ..render.text import escaped
@@ -176,3 +176,16 @@ def _plain(value: Any) -> str:
 
 def _sql(value: Any) -> str:
     return "NULL" if value is None else "'" + _plain(value).replace("'", "''") + "'"
+
+
+def write_records(records: Iterable[dict[str, Any]], form: str, as_text: Callable[[list[dict[str, Any]]], str]) -> None:
+    """Print records that are no rows of llama-bench: each when it is there (jsonl), or together (json, md)."""
+    found = []
+    for record in records:
+        if form == "jsonl":
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+        found.append(record)
+    if form == "json":
+        print(json.dumps(found, ensure_ascii=False, indent=2))
+    elif form == "md":
+        print(as_text(found))

@@ -15,6 +15,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 GGML_TYPES = {"f16": 1, "q8_0": 8}  # ggml.h
@@ -34,6 +35,18 @@ def end_with_parent() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def open_answers() -> Callable[[dict[str, Any]], None]:
+    """Return a function that answers on what was standard output; the libraries' own words go to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(value: dict[str, Any]) -> None:
+        answers.write(json.dumps(value) + "\n")
+        answers.flush()
+
+    return answer
 
 
 class Peer:
@@ -146,15 +159,9 @@ class Peer:
 
 
 def main() -> None:
-    """Answer line by line on what was standard output; the libraries' own words go to standard error."""
+    """Answer settings, then tests, line by line."""
     end_with_parent()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
+    answer = open_answers()
     settings = json.loads(sys.stdin.readline())
     try:
         import llama_cpp

@@ -131,4 +131,4 @@ class Runner:
                 )
             )
         with engine.lock:
-            engine.executor.run(Batch(rows))
+            engine.run_batch(Batch(rows))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
-from typing import Any
 
 from ...formats.errors import LlmrunError
 from .bench_row import BenchTest
-from .peer_llama_cpp import end_with_parent, sha256_of
+from .peer_llama_cpp import end_with_parent, open_answers, sha256_of
 from .runner import Runner
 
 
@@ -20,13 +18,7 @@ def main() -> None:
     from ..engine import Engine
 
     end_with_parent()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-
-    def answer(value: dict[str, Any]) -> None:
-        answers.write(json.dumps(value) + "\n")
-        answers.flush()
-
+    answer = open_answers()
     settings = json.loads(sys.stdin.readline())
     try:
         n_ubatch = min(settings["n_batch"], settings["n_ubatch"])

@@ -118,6 +118,7 @@ class DraftModel:
 
     def run(self, sequence: KvSequence, ids: list[int], *, has_output: bool) -> None:
         """Append tokens to a sequence in one pass; if wanted, the last one's logits are then in the executor."""
+        self._file.check_mapped()
         past = sequence.n_past
         sequence.append(len(ids))
         try:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..engine import Engine
 
 F32 = NDArray[np.float32]
-LONG_PASS_TOKENS = 16  # a pass of more rows leaves the main thread free for Ctrl-C
 
 
 class Planner(Protocol):
@@ -116,7 +115,7 @@ def verify(engine: Engine, chains: Sequence[tuple[KvSequence, Sequence[int]]], r
             batch = Batch.of_chains(
                 [(sequence.page_table, past, ids) for (sequence, ids), past in zip(chains, pasts, strict=True)]
             )
-            engine.executor.run(batch, is_long=n_row > LONG_PASS_TOKENS)
+            engine.run_batch(batch)
             room[:n_row] = engine.executor.output("logits", n_row)
         except BaseException:
             for (sequence, _), past in zip(chains, pasts, strict=True):

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import platformdirs
@@ -317,3 +318,14 @@ def test_when_processes_cannot_be_started_kernels_are_compiled_here(folders, com
     compile_really()
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     assert compiles() == (2, [])
+
+
+def test_a_compiling_process_ends_when_its_parent_has_gone():
+    """In the middle of a kernel: what it holds open would keep a reader of its parent's messages waiting."""
+    code = "from llmrun.runtime.kernels.kernel_set import compile_main; compile_main()"
+    names = ["attention_f16"] * 20  # minutes
+    started = time.monotonic()
+    command = [sys.executable, "-c", code, "0", BEST, *names]  # process 0 is nobody's parent
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert time.monotonic() - started < 30

@@ -1,13 +1,17 @@
 """A draft model, of the same vocabulary or another, follows the text and changes nothing of it."""
 
+import os
 from dataclasses import replace
 
 import pytest
 
+from llmrun.formats.errors import FormatError
 from llmrun.runtime.engine import Engine
+from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.speculation.draft_model import DraftModel
+from llmrun.runtime.speculation.loop import verify
 from llmrun.runtime.speculation.model_source import ModelSource
 from llmrun.runtime.speculation.settings import SpeculationSettings
 from llmrun.runtime.speculation.vocabulary_map import VocabularyMap
@@ -118,3 +122,24 @@ def test_the_controller_with_a_draft_model(tiny_path):
             assert (session.stats.speculation is None) == (mode == "off")
             session.close()
     assert len(texts) == 1
+
+
+@pytest.mark.parametrize("cut", ["target", "draft"])
+def test_a_mapped_file_that_is_cut_is_an_error(tiny_path, tmp_path, cut):
+    paths = {name: tmp_path / f"{name}.gguf" for name in ("target", "draft")}
+    for path in paths.values():
+        path.write_bytes(tiny_path("llama", "Q8_0").read_bytes())
+    with Engine.open(paths["target"], n_ctx=64, n_threads=1) as engine:
+        draft = DraftModel.open(paths["draft"], engine)
+        sequence = KvSequence((engine if cut == "target" else draft).pages, 64)
+        passes = {
+            "target": lambda: verify(engine, [(sequence, [1, 2])]),
+            "draft": lambda: draft.run(sequence, [1, 2], has_output=True),
+        }
+        passes[cut]()
+        os.truncate(paths[cut], 100)
+        with pytest.raises(FormatError, match="changed while it was open"):
+            passes[cut]()
+        assert sequence.n_past == 2
+        sequence.close()
+        draft.close()
