@@ -35,14 +35,15 @@ from ...quant.pack_format import PACKED_FORMATS
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.tile import RECORD_BYTES as X_BYTES
-from ..simd.scalar import load_i64, smaller, stack_bytes
+from ..simd.scalar import larger, load_i64, smaller, stack_bytes
 from ..simd.vector import add, device, int64, load_f32x16, mul, store_f32x16, void
 from .layout import TOKEN_GROUP
 from .matmul_tiles import FLOAT_FORMATS, TILES
 from .quantize import is_given_up, quantize_block, record_address
 from .vector_math import gelu, silu
 
-# Row groups that stay in the second-level cache while all tokens pass over them.
+# Row groups that stay in the second-level cache while all tokens pass over them. Where one group of tokens is all, a
+# worker's rows are one chunk: memory delivers a long run of one matrix faster than two matrices by turns.
 ROW_CHUNK = 8
 
 _OP = void(*[int64] * 4)
@@ -81,7 +82,15 @@ def _one_width(tile: Any, width: int, narrower: Any) -> Any:
     return tiles
 
 
-_scratch = stack_bytes(2 * TOKEN_GROUP * 64)
+_scratch = stack_bytes(TOKEN_GROUP * 64)
+
+
+@device(void(int64, int64, int64, int64, int64))
+def _store_first(record, scratch, tok, n_tok, row_group):
+    """Keep a tile of the first of two matrices in y, as it is."""
+    y, y_step = load_i64(record + 112), load_i64(record + 120)
+    for t in range(n_tok):
+        store_f32x16(y + (tok + t) * y_step + 64 * row_group, load_f32x16(scratch + 64 * t))
 
 
 @device(void(int64, int64, int64, int64, int64))
@@ -92,15 +101,15 @@ def _finish(record, scratch, tok, n_tok, row_group):
     n_record = load_i64(record + 160)
     for t in range(n_tok // n_record):
         value = load_f32x16(scratch + 64 * n_record * t)
+        offset = (tok // n_record + t) * y_step + 64 * row_group
         if n_record == 2:
             value = add(value, load_f32x16(scratch + 64 * (2 * t + 1)))
         if activation == 1:
-            value = mul(silu(value), load_f32x16(scratch + 64 * (TOKEN_GROUP + t)))
+            value = mul(silu(load_f32x16(y + offset)), value)
         elif activation == 2:
-            value = mul(gelu(value), load_f32x16(scratch + 64 * (TOKEN_GROUP + t)))
+            value = mul(gelu(load_f32x16(y + offset)), value)
         if bias != 0:
             value = add(value, load_f32x16(bias + 64 * row_group))
-        offset = (tok // n_record + t) * y_step + 64 * row_group
         if residual != 0:
             value = add(load_f32x16(residual + offset), value)
         store_f32x16(y + offset, value)
@@ -137,8 +146,10 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
         row_stop = n_row_group // step * (worker + 1) // n_worker * step
         n_matrix = 1 if load_i64(record + 144) == 0 else 2
         n_unit = n // groups_per_unit
+        n_chunk = ROW_CHUNK if n_tok > TOKEN_GROUP else larger(1, row_stop - row_start)
         scratch = _scratch()
-        for chunk in range(row_start, row_stop, ROW_CHUNK):
+        for chunk in range(row_start, row_stop, n_chunk):
+            chunk_stop = smaller(chunk + n_chunk, row_stop)
             for tok in range(0, n_tok, TOKEN_GROUP):
                 if is_given_up(batch) != 0:
                     return
@@ -149,18 +160,21 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
                 else:
                     x_tok, x_block = X_BYTES, X_BYTES * width
                     x_group = x + tok * n * X_BYTES
-                for row_group in range(chunk, smaller(chunk + ROW_CHUNK, row_stop)):
-                    for matrix in range(n_matrix):
-                        parts = record + 32 + 32 * matrix
+                for matrix in range(n_matrix):
+                    parts = record + 32 + 32 * matrix
+                    for row_group in range(chunk, chunk_stop):
                         tiles(
                             load_i64(parts) + row_group * n_unit * bytes_0,
                             load_i64(parts + 8) + row_group * n_unit * bytes_1,
                             load_i64(parts + 16) + row_group * n_unit * bytes_2,
                             load_i64(parts + 24) + row_group * n_unit * bytes_3,
-                            n, x_group, x_block, x_tok, scratch + 64 * TOKEN_GROUP * matrix, width,
+                            n, x_group, x_block, x_tok, scratch, width,
                         )  # fmt: skip
-                    _finish(record, scratch, tok, width, row_group)
-                    if records != 0 and row_group % 2 == 1:
-                        _quantize_pair(record, records, n_tok, tok, width, row_group // 2)
+                        if matrix + 1 < n_matrix:
+                            _store_first(record, scratch, tok, width, row_group)
+                            continue
+                        _finish(record, scratch, tok, width, row_group)
+                        if records != 0 and row_group % 2 == 1:
+                            _quantize_pair(record, records, n_tok, tok, width, row_group // 2)
 
     return Kernel(f"matmul_{name.lower()}", _OP, matmul)

@@ -41,8 +41,9 @@ SCALE, SUM, SUM_0, SUM_1, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1 = 32, 36, 40, 4
 # trace: a chain of sums never is -0 when its products are no finer than 2**-148 (``quantize.SMALLEST``).
 SHIFT = 1.5 * 2.0**23
 
-# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way.
-PREFETCH_BYTES = 4096
+# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way. Each line
+# is asked for twice, a line of one distance after a line of the other: why that helps, and what did not, bench/LOG.md.
+PREFETCH_BYTES = (4096, 7168)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +55,27 @@ class _Group:
     p0: Any
     p1: Any
     unpacked: list[list[Any]]  # by vector and part, where all are unpacked first
+    is_streamed: bool  # comes from memory
 
     @classmethod
-    def at(cls, low: Lowering, quants: WeightBytes, offset: int, p0: Any, p1: Any) -> _Group:
-        """Return the group whose quants lie at these addresses."""
-        return cls(quants, offset, p0, p1, quants.vectors(low, p0, p1) if low.unpacks_first else [])
+    def at(cls, low: Lowering, quants: WeightBytes, offset: int, p0: Any, p1: Any, *, is_streamed: bool) -> _Group:
+        """Return the group whose quants lie at these addresses; ``is_streamed``: ask for later ones too."""
+        group = cls(quants, offset, p0, p1, [], is_streamed)
+        if low.unpacks_first:
+            for k in range(8):
+                group.unpacked.append([quants.vector(low, p0, p1, k, p) for p in range(low.n_part)])
+                group.prefetch(low, k)
+        return group
 
-    def prefetch(self, low: Lowering) -> None:
-        """Ask for the weights some groups ahead: what one token needs comes from memory."""
-        for address, n_byte in ((self.p0, self.quants.bytes_0), (self.p1, self.quants.bytes_1)):
-            for line in range(0, n_byte, 64):
-                low.prefetch(low.at(address, PREFETCH_BYTES + line), locality=2)
+    def prefetch(self, low: Lowering, k: int) -> None:
+        """Ask for later weights, a fourth of them after each odd vector: between the loads, not all at once."""
+        if not self.is_streamed or k % 2 == 0:
+            return
+        parts = ((self.p0, self.quants.bytes_0), (self.p1, self.quants.bytes_1))
+        lines = [(address, line) for address, n_byte in parts for line in range(0, n_byte, 64)]
+        for address, line in lines[len(lines) * (k - 1) // 8 : len(lines) * (k + 1) // 8]:
+            for ahead in PREFETCH_BYTES:
+                low.prefetch(low.at(address, ahead + line), locality=2)
 
 
 class _Piece:
@@ -112,7 +123,10 @@ class _Piece:
             if before:
                 addresses[0] = low.after(addresses[0], before)
                 addresses[1] = low.after(addresses[1], before) if quants.bytes_1 else addresses[1]
-            return [quants.vector(low, *addresses, vectors[k], p) for p in self.parts]
+            values = [quants.vector(low, *addresses, vectors[k], p) for p in self.parts]
+            if self.tokens.start == self.parts.start == 0:
+                group.prefetch(low, vectors[k])
+            return values
 
         def load_x(t: int, k: int) -> Any:
             address = self.field(self.tokens[t], 4 * vectors[k])
@@ -183,8 +197,7 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
 
         @operation(acc_t(acc_t, int64, int64, f32x16, int64))
         def add_products_(low, acc, p0, p1, scale, x):
-            group = _Group.at(low, quants, offset, p0, p1)
-            group.prefetch(low)
+            group = _Group.at(low, quants, offset, p0, p1, is_streamed=True)
             return by_pieces(low, acc, x, lambda piece: piece.scaled_dots(group, None, scale, is_short=is_short))
 
         return add_products_
@@ -194,8 +207,7 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
 
         @operation(acc_t(acc_t, int64, int64, f32x16, f32x16, int64))
         def add_half_products_(low, acc, p0, p1, scale_0, scale_1, x):
-            group = _Group.at(low, quants, offset, p0, p1)
-            group.prefetch(low)
+            group = _Group.at(low, quants, offset, p0, p1, is_streamed=True)
 
             def values(piece: _Piece) -> Any:
                 of_first = piece.scaled_dots(group, 0, scale_0, is_short=True)
@@ -272,7 +284,7 @@ def integer_tile(n_tok: int, quants: WeightBytes) -> SimpleNamespace:
     @operation(acc_t(acc_t, int64, int64))
     def add_dots(low, acc, weights, x):
         """Add the exact sum over 32 columns of ``weight * quant`` for every token (records at ``x``)."""
-        group = _Group.at(low, quants, 0, weights, weights)
+        group = _Group.at(low, quants, 0, weights, weights, is_streamed=False)
         parts = range(low.n_part)
         totals = [[low.part(low.b.extract_value(acc, t), p, 16 // low.n_part) for p in parts] for t in range(n_tok)]
         for tokens, piece_parts in low.tile_pieces(n_tok):

@@ -38,14 +38,6 @@ class WeightBytes:
         value = self.low(low, p0, k, part)
         return value if self.high is None else low.b.or_(value, self.high(low, p1, k, part))
 
-    def vectors(self, low: Lowering, p0: Any, p1: Any) -> list[list[Any]]:
-        """Return all parts of all vectors."""
-        parts = range(low.n_part)
-        result = [[self.low(low, p0, k, p) for p in parts] for k in range(8)]
-        if self.high is not None:
-            result = [[low.b.or_(row[p], self.high(low, p1, k, p)) for p in parts] for k, row in enumerate(result)]
-        return result
-
 
 def _nibble(low: Lowering, q4: Any, k: int, part: int) -> Any:
     return low.bits(low.load_part(low.at(q4, 64 * (k // 2)), part), 4 * (k % 2), 4)
