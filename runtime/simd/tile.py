@@ -41,9 +41,8 @@ SCALE, SUM, SUM_0, SUM_1, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1 = 32, 36, 40, 4
 # trace: a chain of sums never is -0 when its products are no finer than 2**-148 (``quantize.SMALLEST``).
 SHIFT = 1.5 * 2.0**23
 
-# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way. Each line
-# is asked for twice, a line of one distance after a line of the other: why that helps, and what did not, bench/LOG.md.
-PREFETCH_BYTES = (4096, 7168)
+# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way.
+PREFETCH_BYTES = 8192
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,7 @@ class _Group:
         parts = ((self.p0, self.quants.bytes_0), (self.p1, self.quants.bytes_1))
         lines = [(address, line) for address, n_byte in parts for line in range(0, n_byte, 64)]
         for address, line in lines[len(lines) * (k - 1) // 8 : len(lines) * (k + 1) // 8]:
-            for ahead in PREFETCH_BYTES:
-                low.prefetch(low.at(address, ahead + line), locality=2)
+            low.prefetch(low.at(address, PREFETCH_BYTES + line), locality=2)
 
 
 class _Piece:
