@@ -21,7 +21,7 @@ NAMES = {
 }
 
 
-OWN = ("speed", "crowded", "batch", "depth")  # parts that have llmrun alone
+OWN = ("speed", "depth")  # parts that have llmrun alone; the files have more: batches, more threads than processors
 
 
 def table(results):

@@ -86,10 +86,11 @@ def versus_rows(path, threads, peer_python):
 def start_rows(path, threads, peer):
     """Return how long whole processes take that generate one token, llmrun's and llama-completion's in turn.
 
-    The page cache holds the file. The medians, and the quartiles of the ratios of neighbours.
+    Both with the context that they take by themselves, llmrun by its console script. The page cache holds the file.
+    The medians, and the quartiles of the ratios of neighbours.
     """
-    tail = ["-n", "1", "--temp", "0", "-c", "256", "-t", str(threads)]
-    own = [sys.executable, "-m", "llmrun", "run", str(path), "-p", "Hi", *tail]
+    tail = ["-n", "1", "--temp", "0", "-t", str(threads)]
+    own = [str(Path(sys.executable).with_name("llmrun")), "run", str(path), "-p", "Hi", *tail]
     commands = [own] + ([[peer, "-m", str(path), "-no-cnv", "-p", "Hi", *tail]] if peer else [])
     times = [[seconds_of(command) for command in commands] for _ in range(N_START + 1)][1:]
     row = {"test": "start", "n_threads": threads, "own_s": round(quantile([t[0] for t in times], 0.5), 4)}
