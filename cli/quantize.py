@@ -203,7 +203,9 @@ def quantize(
         else:
             print_notes([note for note in plan.notes if "too narrow" not in note])
             plans = TargetPlans(plan, wanted, calibration_text, path.absolute().parent, n_thread)
-            plan, written = write_within(plans, job, report, dry_run=dry_run)
+            with plans.telling_what_is_kept():
+                plan, written = write_within(plans, job, report, dry_run=dry_run)
+            plans.forget()
             if dry_run:
                 print_estimate(plan, path)
                 return

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..formats.errors import ConfigError
+from ..formats.errors import ConfigError, LlmrunError
 from .declare import UsageError
 from .quantize_report import print_notes, print_table
 from .render.progress import ProgressBar
@@ -67,17 +69,32 @@ class TargetPlans:
     """
 
     def __init__(self, plan: QuantizePlan, target: Target, text: Path | None, folder: Path, n_thread: int) -> None:
-        from ..runtime.budget_plan import open_solver
+        from ..runtime.budget_plan import journal_path, open_solver
         from ..runtime.scale_search import CompiledSearch
         from ..runtime.texts import calibration_text
         from .text_input import read_text
 
         self.target, self._factor = target, 1.0
-        with ProgressBar("measuring", has_time_left=True) as progress:
+        self._journal = journal_path(plan, folder)
+        with self.telling_what_is_kept(), ProgressBar("measuring", has_time_left=True) as progress:
             self._solver: Solver = open_solver(
                 plan, calibration_text() if text is None else read_text(text), folder,
                 search=CompiledSearch(on_progress=progress), n_thread=n_thread, on_progress=progress,
             )  # fmt: skip
+
+    @contextmanager
+    def telling_what_is_kept(self) -> Iterator[None]:
+        """Say that what was measured is kept, where it ends early."""
+        try:
+            yield
+        except (KeyboardInterrupt, LlmrunError):
+            if self._journal.exists():
+                print_notes([f"what was measured is kept in {self._journal}: the next run goes on from there"])
+            raise
+
+    def forget(self) -> None:
+        """Remove what was measured: the file is complete."""
+        self._journal.unlink(missing_ok=True)
 
     def best(self) -> BudgetPlan:
         """Return the plan by what is known now.

@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..formats.atomic_file import check_space
 from ..formats.errors import ConfigError, FormatError
 from ..formats.ggml_types import GgmlType
 from ..formats.gguf_writer import header_bytes
@@ -21,11 +22,12 @@ from ..quant.quality_card import QualityCard
 from ..quant.quantize_plan import FLOATS, PlannedTensor, QuantizePlan, plan_quantization
 from ..quant.scale_search import ScaleSearch
 from ..quant.target import Kind, Target
-from .calibrated_plan import calibration_chunks, check_unquantized
+from .calibrated_plan import calibration_chunks, check_unquantized, hash_of
 from .layerwise.runner import LayerwiseRunner
 from .layerwise.source import described
 from .measure.kernel_speed import seconds_per_weight
-from .sensitivity import EMBEDDING, OUTPUT, Sensitivities, Sensitivity, scaled
+from .sensitivity import EMBEDDING, OUTPUT, TRIED, Sensitivities, Sensitivity, scaled
+from .sensitivity_journal import SensitivityJournal
 
 T = GgmlType
 TYPES = (T.Q2_K, T.Q3_K, T.IQ4_XS, T.IQ4_NL, T.Q4_0, T.Q4_1, T.Q4_K, T.Q5_0, T.Q5_1, T.Q5_K, T.Q6_K, T.Q8_0, T.F16)
@@ -34,6 +36,7 @@ PROBE_CTX, PROBE_CHUNKS = 96, 4
 OTHER_SHARE = 0.12  # of a decode step: attention, norms, barriers beside the matrices
 ALIGNMENT_BYTES, MORE_METADATA_BYTES = 32, 4096
 N_POINT = 12
+VERSION = 1  # of the arithmetic: a journal of another one is not gone on with
 
 Progress = Callable[[str, int, int], None]
 
@@ -92,22 +95,38 @@ def measure_sensitivities(
     Args:
         plan: any plan of the model.
         text: is calibrated on; a few short chunks are taken.
-        folder: of the temporary file.
+        folder: of the temporary file, and of a journal, from which the same call goes on where this one ended.
+            It stays: ``journal_path``.
         search: for scales.
         n_thread: threads.
         on_progress: called as (what, done, total).
 
     Raises:
+        CapacityError: the disk is too small for the rows of all tries.
         LlmrunError: the model cannot be run.
     """
+    names = [t.source.name for t in plan.tensors if is_free(t)]
     with ExitStack() as stack:
         source = stack.enter_context(described(plan.checkpoint))
         chunks = calibration_chunks(source, text, PROBE_CTX, PROBE_CHUNKS)
         runner = stack.enter_context(
             LayerwiseRunner(source, n_ctx=PROBE_CTX, n_threads=n_thread, folder=folder, on_progress=on_progress)
         )
+        path = journal_path(plan, folder)
+        # The rows of the source, of each try and of all together; then in the journal, and in what replaces it.
+        check_space(path, 3 * 4 * sum(map(len, chunks)) * runner.hparams.n_embd * (len(names) + 2))
+        kinds = [kind.name for kind in (TRIED, *TYPES)]
+        key = hash_of(plan.checkpoint.path, VERSION, kinds, names, [list(chunk) for chunk in chunks])
         measure = Sensitivity(runner, TYPES, search=search, n_thread=n_thread, on_progress=on_progress)
-        return measure.measure(chunks, [t.source.name for t in plan.tensors if is_free(t)])
+        return measure.measure(chunks, names, SensitivityJournal(path, key))
+
+
+def journal_path(plan: QuantizePlan, folder: Path) -> Path:
+    """Return where losses of a model are kept while they are measured and used, in the folder of the result.
+
+    They do not depend on the target: where one cannot be reached, the next one goes on from there.
+    """
+    return folder / f".{plan.checkpoint.path.resolve().name}.sensitivity"
 
 
 def is_free(tensor: PlannedTensor) -> bool:

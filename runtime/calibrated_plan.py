@@ -180,11 +180,19 @@ def check_method(method: str) -> None:
 
 def _key(plan: QuantizePlan, types: dict[str, GgmlType], method: str, chunks: Sequence[Sequence[int]]) -> str:
     """Return a hash of all that finished layers depend on; of the source, names, sizes and times of its files."""
-    path = plan.checkpoint.path
+    of_types = {name: kind.name for name, kind in types.items()}
+    return hash_of(plan.checkpoint.path, VERSION, of_types, method, [list(c) for c in chunks])
+
+
+def hash_of(path: Path, *parts: object) -> str:
+    """Return a hash of what JSON can hold, and of names, sizes and times of the files of a checkpoint.
+
+    Raises:
+        FormatError: a file cannot be read.
+    """
     try:
         files = [p for p in path.iterdir() if p.suffix in (".safetensors", ".json")] if path.is_dir() else [path]
         stats = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read: {error.strerror}") from None
-    parts = [VERSION, stats, {name: kind.name for name, kind in types.items()}, method, [list(c) for c in chunks]]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([stats, *parts]).encode()).hexdigest()

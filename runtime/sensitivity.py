@@ -8,10 +8,14 @@ passed by all rows that were made before it.
 
 Divergences of matrices tried one by one are added by the budget. How far the sum is from the divergence of the model
 with all of them tried at once is measured as well, and all losses are multiplied with that factor.
+
+What was found up to a layer, and the rows of all tries, are kept in a ``SensitivityJournal``: a run that was killed
+goes on from there, and finds the same figures.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,12 +28,14 @@ from ..formats.ggml_types import BLOCK, GgmlType, row_bytes
 from ..quant.budget import Option
 from ..quant.checkpoint import SourceTensor
 from ..quant.dequantize import dequantize
+from ..quant.file_types import layer_of
 from ..quant.floats import F32
 from ..quant.hessian import LARGEST_ROW, Hessian
 from ..quant.quantize import quantize
 from ..quant.scale_search import ScaleSearch
 from .divergence import PairRows
 from .layerwise.runner import Layer, LayerwiseRunner
+from .sensitivity_journal import Progress, SensitivityJournal
 
 TRIED = GgmlType.Q4_1  # any width that can be quantised holds its blocks
 SAMPLE_ROWS = 256  # of a matrix, for its error with each type
@@ -37,8 +43,12 @@ SCORE_STEP = 2  # every second row of a chunk counts, from a quarter of its leng
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 WHOLE = ""  # name of the rows for which all matrices are tried at once
 
-Errors = dict[str, dict[GgmlType, float]]
-Progress = Callable[[str, int, int], None]
+GROUP = 32  # tries that are compared together, and then kept
+SAVE_SECONDS = 15.0  # what a run that is killed loses at most, beside the layer that it is in
+TRY_PASSES = 4  # what one matrix costs in its own layer, in passes of the text through a layer: for the time left
+ENDING = "predictions"
+
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,38 +93,81 @@ class Sensitivity:
         *,
         search: ScaleSearch,
         n_thread: int,
-        on_progress: Progress | None = None,
+        on_progress: OnProgress | None = None,
     ) -> None:
         self._runner, self._types, self._search, self._n_thread = runner, list(types), search, n_thread
         self._on_progress = on_progress
         tensors = runner.source.tensors
         self._output = OUTPUT if OUTPUT in tensors else EMBEDDING
+        in_layers = [t.n_weights for t in tensors.values() if layer_of(t.name) >= 0 and len(t.shape) > 1]
+        self._n_of_layer = len(in_layers) / runner.n_layer
+        share = tensors[self._output].n_weights * runner.n_layer / sum(in_layers)
+        self._prediction_passes = (len(in_layers) + 3 + len(types)) * share / SCORE_STEP
 
-    def measure(self, chunks: Sequence[Sequence[int]], names: Sequence[str]) -> Sensitivities:
+    def measure(
+        self,
+        chunks: Sequence[Sequence[int]],
+        names: Sequence[str],
+        journal: SensitivityJournal | None = None,
+        save_seconds: float = SAVE_SECONDS,
+    ) -> Sensitivities:
         """Return the options of each matrix of ``names``, measured on chunks of token ids.
 
+        Args:
+            chunks: of token ids.
+            names: of matrices.
+            journal: where an earlier run ended, and where this one keeps what it has; it is not removed.
+            save_seconds: that may pass before what was found is kept.
+
         Raises:
+            CapacityError: the disk is full.
             LlmrunError: what ``LayerwiseRunner`` raises.
         """
         runner, wanted = self._runner, set(names)
-        errors: Errors = {}
-        tried: list[_Tried] = []
+        saved = time.monotonic()
         with ThreadPoolExecutor(self._n_thread) as pool:
-            runner.begin(chunks)
-            rows = runner.hidden.read(0, runner.hidden.n_row)
-            if EMBEDDING in wanted:
-                tensor = runner.source.tensors[EMBEDDING]
-                errors[EMBEDDING] = self._errors(tensor, _sample(tensor), [], pool)
-                rows = np.concatenate([self._embed(chunk) for chunk in chunks])
-                tried.append(_Tried(EMBEDDING, runner.extend(chunks, rows)))
-            whole = _Tried(WHOLE, runner.extend(chunks, rows), TRIED if self._output in wanted else None)
-            tried.append(whole)
+            state = self._begin(chunks, wanted, journal, pool)
             for layer in runner.layers():
-                tried += self._layer(layer, chunks, wanted, whole, errors, pool)
-            runner.finish()
-            of_output = self._output_types() if self._output in wanted else []
-            divergences = self._divergences(chunks, [*tried, *of_output], pool)
-        return self._losses(names, divergences, errors)
+                self._layer(layer, chunks, wanted, state, pool)
+                state.n_layer = layer.index + 1
+                if journal and time.monotonic() - saved >= save_seconds:
+                    journal.save(state, runner.hidden)
+                    saved = time.monotonic()
+            if not state.is_finished:
+                self._report(ENDING, *self._done(runner.n_layer, 0, 0.0))
+                runner.finish()
+                state.is_finished = True
+                if journal:
+                    journal.save(state, runner.hidden)
+            tried = [_Tried(name, row, GgmlType[kind] if kind else None) for name, row, kind in state.tried]
+            tried += self._output_types() if self._output in wanted else []
+            divergences = self._divergences(chunks, tried, state, journal, pool)
+        return self._losses(names, divergences, state.errors)
+
+    def _begin(
+        self, chunks: Sequence[Sequence[int]], wanted: set[str], journal: SensitivityJournal | None, pool: Executor
+    ) -> Progress:
+        """Return how far an earlier run came, the runner's rows as it left them; or what is known before layer 1."""
+        runner, state = self._runner, journal.load() if journal else None
+        runner.begin(chunks)
+        if journal and state is not None:
+            n_times = 1 + max(row for _, row, _ in state.tried) // sum(map(len, chunks))
+            runner.restore([*chunks] * n_times, journal.rows(), state.n_layer, is_finished=state.is_finished)
+            return state
+        state = Progress()
+        rows = runner.hidden.read(0, runner.hidden.n_row)
+        if EMBEDDING in wanted:
+            tensor = runner.source.tensors[EMBEDDING]
+            self._keep(state, EMBEDDING, self._errors(tensor, _sample(tensor), [], pool))
+            rows = np.concatenate([self._embed(chunk) for chunk in chunks])
+            state.tried.append((EMBEDDING, runner.extend(chunks, rows), ""))
+        kind = TRIED.name if self._output in wanted else ""
+        state.tried.append((WHOLE, runner.extend(chunks, rows), kind))
+        return state
+
+    @staticmethod
+    def _keep(state: Progress, name: str, errors: Mapping[GgmlType, float]) -> None:
+        state.errors[name] = {kind.name: error for kind, error in errors.items()}
 
     def _report(self, what: str, done: int, total: int) -> None:
         if self._on_progress:
@@ -128,17 +181,12 @@ class Sensitivity:
         return self._runner.embed(chunk, self._quantized(values, TRIED, None)[inverse])
 
     def _layer(
-        self,
-        layer: Layer,
-        chunks: Sequence[Sequence[int]],
-        wanted: set[str],
-        whole: _Tried,
-        errors: Errors,
-        pool: Executor,
-    ) -> list[_Tried]:
+        self, layer: Layer, chunks: Sequence[Sequence[int]], wanted: set[str], state: Progress, pool: Executor
+    ) -> None:
         """Try each matrix of a layer, and take all rows through it."""
         n = len(chunks)
-        start = n * (whole.first_row // sum(map(len, chunks)))
+        first_row = next(row for name, row, _ in state.tried if name == WHOLE)
+        start = n * (first_row // sum(map(len, chunks)))
         moments: dict[tuple[str, ...], list[Hessian]] = {}
 
         def look(names: tuple[str, ...], x: NDArray[Any]) -> None:
@@ -149,46 +197,88 @@ class Sensitivity:
             for moment in moments[names]:
                 moment.add(x, pool)
 
+        what = f"layer {layer.index + 1} of {self._runner.n_layer}"
         layer.run(on_input=look, advance=False, chunks=slice(0, n), on_rows=_quiet)
         importance = {name: [m.diagonal for m in pair] for group, pair in moments.items() for name in group}
         names = [name for group in layer.inputs for name in group if name in wanted]
         values, results = {}, {}
         for i, name in enumerate(names):
-            self._report(f"layer {layer.index + 1} of {self._runner.n_layer}", *self._done(layer.index, i, len(names)))
+            self._report(what, *self._done(layer.index, i, 0.0))
             tensor = self._runner.source.tensors[name]
             original = tensor.read_rows(0, tensor.n_rows)
-            errors[name] = self._errors(tensor, _spread(original), importance[name], pool)
+            self._keep(state, name, self._errors(tensor, _spread(original), importance[name], pool))
             values[name] = self._quantized(original, TRIED, importance[name][1], pool)
             results[name] = _outputs(layer, {name: values[name]}, slice(0, n))
         of_whole = _outputs(layer, values, slice(start, start + n))
-        layer.run(on_rows=_quiet)
-        self._runner.hidden.write(whole.first_row, of_whole)
-        return [_Tried(name, self._runner.extend(chunks, rows)) for name, rows in results.items()]
+        tried = len(names)
 
-    def _done(self, layer: int, matrix: int, n_matrix: int) -> tuple[int, int]:
-        """Return how much is done, and all: a layer is passed by the rows of all matrices tried before it."""
-        n, part = self._runner.n_layer, matrix / max(n_matrix, 1)
-        return int(1000 * ((layer + part) ** 2 + 2 * (layer + part))), 1000 * (n * n + 3 * n)
+        def passed(share: float) -> None:
+            self._report(what, *self._done(layer.index, tried, share))
+
+        layer.run(on_rows=passed)
+        self._runner.hidden.write(first_row, of_whole)
+        state.tried += [(name, self._runner.extend(chunks, rows), "") for name, rows in results.items()]
+
+    def _done(self, layer: int, n_tried: int, share: float) -> tuple[int, int]:
+        """Return how much is done, and all, in passes of the text through a layer.
+
+        Args:
+            layer: that is worked on.
+            n_tried: its matrices that were tried.
+            share: of the rows of earlier layers' tries that have passed it.
+        """
+        n = self._n_of_layer
+        before = layer * (TRY_PASSES * n + 2) + n * layer * (layer - 1) // 2
+        now = TRY_PASSES * n_tried + share * n * layer
+        layers = self._runner.n_layer
+        all_ = layers * (TRY_PASSES * n + 2) + n * layers * (layers - 1) // 2 + self._prediction_passes
+        return int(before + now), int(all_)
 
     def _output_types(self) -> list[_Tried]:
         tensor = self._runner.source.tensors[self._output]
         return [_Tried(self._output, 0, kind) for kind in self._fitting(tensor)]
 
     def _divergences(
-        self, chunks: Sequence[Sequence[int]], tried: Sequence[_Tried], pool: Executor
+        self,
+        chunks: Sequence[Sequence[int]],
+        tried: Sequence[_Tried],
+        state: Progress,
+        journal: SensitivityJournal | None,
+        pool: Executor,
     ) -> list[tuple[_Tried, float]]:
         """Return the mean divergence of every try from the untouched rows."""
-        runner = self._runner
-        counted = _scored(chunks)
+        found = {int(i): float(value) for line in state.found for i, value in line["divergences"]}
+        left = [i for i in range(len(tried)) if i not in found]
+        before, all_ = self._done(self._runner.n_layer, 0, 0.0)
+        for start in range(0, len(left), GROUP):
+            group = left[start : start + GROUP]
+
+            def passed(share: float, n: int = len(group), n_found: int = len(found)) -> None:
+                done = (n_found + share * n) / len(tried)
+                self._report(ENDING, before + int((all_ - before) * done), all_)
+
+            means = self._divergences_of([tried[i] for i in group], chunks, pool, passed)
+            found |= dict(zip(group, means, strict=True))
+            if journal:
+                journal.add({"divergences": list(zip(group, means, strict=True))})
+        return [(one, max(found[i], 0.0)) for i, one in enumerate(tried)]
+
+    def _divergences_of(
+        self,
+        tried: Sequence[_Tried],
+        chunks: Sequence[Sequence[int]],
+        pool: Executor,
+        on_part: Callable[[float], None],
+    ) -> list[float]:
+        runner, counted = self._runner, _scored(chunks)
         n = len(counted)
         tensor = runner.source.tensors[self._output]
         squares = np.square(runner.hidden.read(0, sum(map(len, chunks)))).sum(axis=0)
         pairs = PairRows(np.zeros(n * len(tried), np.int64), self._n_thread)
         blocks = runner.vocabulary_blocks()
         kinds = sorted({t.output_type for t in tried if t.output_type is not None})
-        done, all_ = self._done(runner.n_layer, 0, 1)
         for i, (start, stop) in enumerate(blocks):
-            self._report("predictions", done + (all_ - done) * i // len(blocks), all_)
+            on_part(i / len(blocks))
             make = runner.logits_maker(start, stop, n)
             base = make(runner.gather(counted)).copy()
             for j, one in enumerate(tried):
@@ -202,13 +292,13 @@ class Sensitivity:
                         pairs.add(j * n, start, base, make(runner.gather(counted + one.first_row)))
         runner.weights.drop()
         means = pairs.result().kld.reshape(len(tried), n).mean(axis=1)
-        return [(one, max(float(mean), 0.0)) for one, mean in zip(tried, means, strict=True)]
+        return [float(mean) for mean in means]
 
     def _losses(
         self,
         names: Sequence[str],
         divergences: Sequence[tuple[_Tried, float]],
-        errors: Errors,
+        errors: Mapping[str, Mapping[str, float]],
     ) -> Sensitivities:
         together = next(value for one, value in divergences if one.name == WHOLE)
         losses: dict[str, dict[GgmlType, float]] = {}
@@ -220,7 +310,7 @@ class Sensitivity:
                 of_matrix[one.output_type] = of_matrix.get(one.output_type, 0.0) + value
                 continue
             for kind, error in errors[one.name].items():  # of tied embeddings: beside their loss as output matrix
-                of_matrix[kind] = of_matrix.get(kind, 0.0) + value * error
+                of_matrix[GgmlType[kind]] = of_matrix.get(GgmlType[kind], 0.0) + value * error
         added = sum(losses[name][TRIED] for name in names)
         factor = together / added if added > 0 and together > 0 else 1.0
         tensors = self._runner.source.tensors

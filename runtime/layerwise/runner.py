@@ -15,7 +15,7 @@ rounding of keys and values are the engine's; with ``is_float`` activations are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -160,6 +160,23 @@ class LayerwiseRunner:
         self._chunks += [list(chunk) for chunk in chunks]
         return self.hidden.extend(rows)
 
+    def restore(self, chunks: Sequence[Sequence[int]], rows: Iterable[F32], n_layer: int, *, is_finished: bool) -> None:
+        """Go on, after ``begin``, where an earlier runner stood.
+
+        Args:
+            chunks: all of them, extended ones too.
+            rows: f32 [n, n_embd] in pieces, as that runner's layers left them.
+            n_layer: layers that they have passed; ``layers`` yields those behind.
+            is_finished: whether ``finish`` was called.
+        """
+        self._chunks, self._n_advanced = [list(chunk) for chunk in chunks], n_layer + is_finished
+        self.close_hidden()
+        self._hidden = HiddenStates(sum(map(len, chunks)), self.hparams.n_embd, self._folder)
+        start = 0
+        for piece in rows:
+            self._hidden.write(start, piece)
+            start += len(piece)
+
     def embed(self, ids: Sequence[int], replaced: F32 | None = None) -> F32:
         """Return the rows that the first layer sees of token ids, f32 [n, n_embd]; by other embeddings if given."""
         weight = self._embedding.ops[0].weights[0]
@@ -171,8 +188,8 @@ class LayerwiseRunner:
         return rows
 
     def layers(self) -> Iterator[Layer]:
-        """Yield the layers in order; each must have advanced before the next is asked for."""
-        for i, segment in enumerate(self._layers):
+        """Yield the layers in order, from the first that the rows have not passed; each advances before the next."""
+        for i, segment in enumerate(self._layers[self._n_advanced :], self._n_advanced):
             layer = Layer(self, segment, i)
             yield layer
             if not layer.has_advanced:

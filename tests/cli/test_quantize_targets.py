@@ -101,6 +101,21 @@ def test_a_dry_run_writes_nothing(cli, tiny, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["text"]
 
 
+def test_what_was_measured_is_kept_for_the_next_target(cli, tiny, tmp_path, monkeypatch):
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "--target", "1kB", "-f", tmp_path / "text")
+    assert result.code == 1
+    journal = tmp_path / ".tiny.gguf.sensitivity"
+    assert f"what was measured is kept in {journal}" in result.lines[-2]
+
+    def measure_again(*_):
+        raise AssertionError
+
+    monkeypatch.setattr("llmrun.runtime.sensitivity.Sensitivity._layer", measure_again)
+    monkeypatch.setattr("llmrun.runtime.sensitivity.Sensitivity._divergences_of", measure_again)
+    run(cli, tiny, tmp_path, "--target-bpw", 6, "--method", "rtn")
+    assert not journal.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

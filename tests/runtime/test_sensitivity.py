@@ -11,6 +11,7 @@ from llmrun.quant.scale_search import NumpySearch
 from llmrun.runtime.layerwise.runner import LayerwiseRunner
 from llmrun.runtime.layerwise.source import open_gguf
 from llmrun.runtime.sensitivity import Sensitivity, scaled
+from llmrun.runtime.sensitivity_journal import SensitivityJournal
 
 from ..models.off_grid import move_off_grid
 from .machine import token_ids
@@ -99,6 +100,82 @@ def test_losses_add_up_to_the_divergence_of_all_at_once(measured):
 
 def test_no_figure_depends_on_threads(measured):
     assert measured("qwen2", 1) == measured("qwen2", 3)
+
+
+class Killed(Exception):  # noqa: N818 (no error)
+    pass
+
+
+@pytest.mark.parametrize("step", [1, 4, 8])
+def test_a_measurement_that_was_killed_goes_on_and_finds_the_same(step, opened, measured, tmp_path, monkeypatch):
+    names, expected = measured("gemma3")
+    monkeypatch.setattr("llmrun.runtime.sensitivity.GROUP", 5)
+    journal, n_report, reports = SensitivityJournal(tmp_path / "j", "key"), 0, []
+
+    def measure(on_progress):
+        sensitivity = Sensitivity(opened("gemma3"), TYPES, search=NumpySearch(), n_thread=2, on_progress=on_progress)
+        return sensitivity.measure(CHUNKS, names, journal, save_seconds=0)
+
+    measure(lambda what, done, total: reports.append((what, done, total)))
+    journal.remove()
+
+    def kill(*_):
+        nonlocal n_report
+        n_report += 1
+        if n_report == len(reports) * step // 9:
+            raise Killed
+
+    with pytest.raises(Killed):
+        measure(kill)
+    n_report, left = len(reports), []
+    assert measure(lambda what, done, total: left.append((what, done, total))) == expected
+    assert len(left) < len(reports)
+
+
+def test_progress_never_goes_back_and_ends_near_the_end(opened):
+    reports = []
+    runner = opened("qwen2")
+    names = [n for n, t in runner.source.tensors.items() if len(t.shape) == 2]
+    progress = lambda what, done, total: reports.append((done, total))  # noqa: E731
+    Sensitivity(runner, TYPES, search=NumpySearch(), n_thread=2, on_progress=progress).measure(CHUNKS, names)
+    done = [done for done, _ in reports]
+    assert done == sorted(done)
+    assert len({total for _, total in reports}) == 1
+    assert done[0] <= 1
+    assert done[-1] <= reports[0][1]
+
+
+@pytest.mark.parametrize("damage", ["key", "rows", "cut", "torn line"])
+def test_a_damaged_journal_is_not_believed(damage, tmp_path):
+    from llmrun.runtime.layerwise.hidden import HiddenStates
+    from llmrun.runtime.sensitivity_journal import Progress
+
+    hidden = HiddenStates(5, 3, tmp_path)
+    hidden.write(0, np.arange(15, dtype=np.float32).reshape(5, 3))
+    journal = SensitivityJournal(tmp_path / "j", "key")
+    assert journal.load() is None
+    kept = Progress(2, False, [("a", 1, "")], {"a": {"Q8_0": 0.5}})
+    journal.save(kept, hidden)
+    journal.add({"divergences": [[0, 0.25]]})
+    assert journal.load() == Progress(2, False, kept.tried, kept.errors, [{"divergences": [[0, 0.25]]}])
+    assert np.array_equal(np.concatenate(list(journal.rows())), hidden.read(0, 5))
+    hidden.close()
+    data = bytearray((tmp_path / "j").read_bytes())
+    if damage == "key":
+        journal = SensitivityJournal(tmp_path / "j", "another")
+    elif damage == "rows":
+        data[-60] ^= 1
+    elif damage == "cut":
+        del data[-50:]
+    else:
+        data += b'{"divergences'
+    (tmp_path / "j").write_bytes(data)
+    if damage != "torn line":
+        assert journal.load() is None
+        return
+    assert len(journal.load().found) == 1
+    journal.add({"divergences": [[1, 0.5]]})
+    assert [line["divergences"][0][0] for line in journal.load().found] == [0, 1]
 
 
 def test_losses_can_be_multiplied(measured):
