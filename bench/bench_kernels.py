@@ -18,6 +18,7 @@ from llmrun.runtime.executor.team import Team, aligned_array
 from llmrun.runtime.kernels.kernel_set import KernelSet
 from llmrun.runtime.kernels.layout import BARRIER_WORD, BATCH_WORDS, RECORD_WORDS, TOKEN_GROUP
 from llmrun.runtime.kernels.registry import MATMUL_FORMATS
+from llmrun.runtime.measure.kernel_speed import without_denormals
 from llmrun.runtime.simd.isa import choose_target
 from llmrun.runtime.simd.tile import RECORD_BYTES as X_BYTES
 
@@ -39,6 +40,7 @@ class Job:
         n_weight, n_byte = BLOCK[ggml_type]
         data = rng.integers(0, 100, n_row * n_col // n_weight * n_byte, dtype=np.uint8)
         self.packed = pack("w", ggml_type, (n_row, n_col), data)
+        without_denormals(self.packed)
         is_float = name in ("F16", "BF16", "F32")
         groups = -(-n_tok // TOKEN_GROUP) * TOKEN_GROUP
         self.x = aligned(groups * n_col * 4)
