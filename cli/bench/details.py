@@ -101,7 +101,9 @@ def _remarks(records: Sequence[Record], energy: str) -> list[str]:
         lines.append(f"{escaped(row['model_type'])}: loaded in {row['load_ns'] / 1e9:.3f} s{start}")
     lines.append(f"energy: {escaped(energy)}")
     if any((r["bandwidth_pct"] or 0) > 105 for r in records):
-        lines.append("warning: a row beats the roofline: the weights stay in a cache, or the machine was busy while that was measured")
+        lines.append(
+            "warning: a row beats the roofline: the weights stay in a cache, or the machine was busy meanwhile"
+        )
     stolen = max((r["steal_pct"] or 0 for r in records), default=0)
     if stolen >= 2:
         lines.append(f"warning: up to {stolen:.1f} % of processor time went to other virtual machines")

@@ -170,7 +170,7 @@ def judge(records: list[dict[str, Any]]) -> dict[str, Any]:
     if max(shares, default=0) > MAX_SHARE_PCT:
         return {
             "is_valid": None,
-            "reason": "an engine beats the roofline: the weights stay in a cache, or the machine was busy while that was measured",
+            "reason": "an engine beats the roofline: the weights stay in a cache, or the machine was busy meanwhile",
         }
     slow = [r for r in records if r["peer_bandwidth_pct"] is not None and r["peer_bandwidth_pct"] < MIN_ROOFLINE_PCT]
     if slow:

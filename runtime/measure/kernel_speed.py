@@ -69,7 +69,7 @@ def _measure(kind: GgmlType, kernels: KernelSet, team: Team) -> float:
 
 
 def without_denormals(packed: PackedTensor) -> None:
-    """Change weights made of random bytes: denormal floats take a core hundreds of cycles, and real models have none."""
+    """Change weights made of random bytes: denormal floats take a core hundreds of cycles, and models have none."""
     for name, value in (("w", _ONE.get(packed.format.name)), ("e", _EXPONENT)):
         if name in packed.parts:
             packed.parts[name][...] = value
