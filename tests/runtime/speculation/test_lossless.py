@@ -17,10 +17,11 @@ from ..sampling.all_chains import CHAINS
 from .drafters import FixedPlanner, ListedSource
 
 OFF = SpeculationSettings(mode="off")
+N_EXAMPLE, N_DRAFT = 600, 4  # 2400 cases: so many answers, each drafted so many ways
 QUICK = settings(
     derandomize=True,
     deadline=None,
-    max_examples=120,
+    max_examples=N_EXAMPLE,
     suppress_health_check=list(HealthCheck),
     database=None,
     phases=[Phase.explicit, Phase.generate],  # a smaller example is no clearer, and takes minutes
@@ -74,22 +75,34 @@ def plain_and_drafted(engine, prompt, settings_, planner_of, n_take=None):
 @given(data=st.data())
 def test_random_drafts_random_settings(targets, data):
     engine = targets(*data.draw(st.sampled_from([("llama", "Q8_0"), ("qwen2", "Q4_1"), ("gemma3", "Q8_0")])))
-    prompt = token_ids(data.draw(st.integers(0, 5)), data.draw(st.integers(1, 158)))
+    # Short ones, because they take little time, and some of any length; n_ctx is 160.
+    n_prompt = data.draw(st.integers(1, 24) | st.integers(1, 158) | st.integers(140, 158))
+    n_max = data.draw(st.integers(0, 12) | (st.integers(0, 60) if n_prompt < 140 else st.none()))
+    prompt = token_ids(data.draw(st.integers(0, 5)), n_prompt)
     chosen = params(
         sampler=data.draw(st.sampled_from(SAMPLERS)),
         seed=data.draw(st.integers(0, 2**63)),
         sample=data.draw(st.integers(0, 3)),
-        max_tokens=data.draw(st.none() | st.integers(0, 60)),
+        max_tokens=n_max,
         n_logprobs=data.draw(st.sampled_from([0, 0, 3])),
         ignore_eos=data.draw(st.booleans()),
         stop=data.draw(st.sampled_from([(), ("e",), ("th", "a\n"), ("\x00",)])),
     )
-    wrong = data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-    lengths = data.draw(st.lists(st.integers(0, 31), min_size=1, max_size=5))
-    want, got, _ = plain_and_drafted(
-        engine, prompt, chosen, lambda truth: FixedPlanner(ListedSource(truth, 301, wrong), lengths)
-    )
-    assert got == want
+    session = engine.session()
+    try:
+        want = everything(session, prompt, chosen)
+        truth = [token_id for token_id, _, _ in want[0] if token_id >= 0]
+        for _ in range(N_DRAFT):
+            wrong = data.draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+            lengths = data.draw(st.lists(st.integers(0, 31), min_size=1, max_size=5))
+            if data.draw(st.booleans()):  # nothing of the prompt is cached
+                session.close()
+            session._controller = FixedPlanner(ListedSource(truth, 301, wrong), lengths)
+            assert everything(session, prompt, replace(chosen, speculation=SpeculationSettings())) == want
+            assert session._sequence.n_past == len(session.tokens)
+    finally:
+        session.close()
+    assert engine.pages.n_page == len(engine.pages._free)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=range(len(SAMPLERS)))
