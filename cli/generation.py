@@ -290,7 +290,7 @@ def speculation_numbers(stats: GenerationStats) -> dict[str, Any] | None:
         "n_pass": spec.n_pass,
         "tokens_per_pass": round(spec.tokens_per_pass, 3),
         "speedup": round(spec.speedup, 3),
-        "plain_tps": round(spec.n_token / spec.plain_s, 3) if spec.plain_s else None,
+        "plain_tps": round(spec.plain_tps, 3) if spec.plain_s else None,
         "sources": {
             name: {
                 "n_pass": source.n_pass,

@@ -187,7 +187,7 @@ class Session:
             stats.decode_s = time.perf_counter() - first_at if first_at else 0.0
             self._verifier.settle(controller)
             if controller is not None:
-                stats.speculation = controller.end(history)
+                stats.speculation = controller.end(history, stats.decode_s)
 
     def _pick(self, answer: Answer, logits: F32, history: list[int]) -> int:
         try:

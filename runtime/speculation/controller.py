@@ -19,7 +19,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from .costs import StepCosts
+from .costs import Measured, StepCosts
 from .drafter import PROBE_AFTER, PROBE_LATEST, Drafter
 from .settings import SourceStats, SpeculationSettings, SpeculationStats
 from .source import Answer, DraftSource, Guess
@@ -76,7 +76,8 @@ class Controller:
         self._balance, self._n_balance = 0.0, 0  # plain steps that speculation has saved, over so many tokens
         self._step_s = self._step_price = 0.0  # since the last plan
         self._draft_s = 0.0
-        self._plain_s = 0.0  # what a plain step would have taken instead of the last pass
+        self._passed: Measured | None = None  # the last pass
+        self._instead: list[tuple[int, Measured]] = []  # (tokens that a pass made, its time beside a plain step's)
         self._draft: _Draft | None = None  # what is being verified
 
     @classmethod
@@ -114,6 +115,7 @@ class Controller:
         started, self._draft_s = time.perf_counter(), 0.0
         if self._calibrate is not None and limit > 0 and not self._costs.is_known:
             self._calibrate()
+            self._stats.spent_s += time.perf_counter() - started
             self._calibrate, started = None, time.perf_counter()
         self._learn(context)
         widest = max(2 * self._costs.widest + 1, self._settings.draft_min)  # widths are tried step by step
@@ -148,9 +150,9 @@ class Controller:
 
     def passed(self, n_row: int, elapsed_s: float) -> None:
         """Take note of the time of a pass."""
-        self._step_price += self._costs.learn(n_row, elapsed_s)
+        price, self._passed = self._costs.learn(n_row, elapsed_s)
+        self._step_price += price
         self._step_s += elapsed_s
-        self._plain_s = elapsed_s / self._costs(n_row)
         self._stats.n_pass += 1
 
     def verified(self, n_right: int) -> None:
@@ -163,10 +165,13 @@ class Controller:
         if draft.copier is not None and draft.n > n_own <= n_right:  # what was not reached says nothing
             draft.copier.stats.count(draft.n - n_own, n_right - n_own)
 
-    def end(self, context: Sequence[int]) -> SpeculationStats:
-        """End the answer; return its numbers."""
+    def end(self, context: Sequence[int], decode_s: float = 0.0) -> SpeculationStats:
+        """End the answer, which took so many seconds after its first token; return its numbers."""
         self._learn(context)
-        self._draft = None
+        self._draft = self._passed = None
+        self._stats.plain_s = sum(n_token * measured.plain_s for n_token, measured in self._instead)
+        self._instead.clear()
+        self._stats.other_s = max(0.0, decode_s - self._stats.spent_s)
         self._stats.sources = {d.source.name: d.stats for d in self._active()}
         self._file.write(self._costs)
         return self._stats
@@ -190,7 +195,8 @@ class Controller:
             self._balance += n_new - self._step_price
             self._n_balance += n_new
             self._stats.n_token += n_new
-            self._stats.plain_s += n_new * self._plain_s
+            if self._passed is not None:
+                self._instead.append((n_new, self._passed))
             self._stats.spent_s += self._step_s
             self._step_s = self._step_price = 0.0
 

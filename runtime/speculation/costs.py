@@ -30,8 +30,8 @@ SURPRISE = 1.4  # a pass likewise: the machine has changed, if two of them follo
 LOOK_AHEAD = 16  # rows over which the price of a further one is averaged
 
 
-class _Measured:
-    """One measurement: seconds, and those of a plain step around it."""
+class Measured:
+    """One measurement: seconds, and those of a plain step around it, which the next plain step still corrects."""
 
     __slots__ = ("plain_s", "seconds")
 
@@ -40,6 +40,7 @@ class _Measured:
 
     @property
     def ratio(self) -> float:
+        """Return the price in plain steps."""
         return self.seconds / self.plain_s
 
 
@@ -54,9 +55,9 @@ class StepCosts:
     def __init__(self, ratios: Mapping[int, float] | None = None, plain_s: float = 0.0) -> None:
         self._plain: deque[float] = deque(maxlen=N_PLAIN)
         self._plain_s = plain_s
-        self._kept: dict[Key, deque[_Measured]] = {}
+        self._kept: dict[Key, deque[Measured]] = {}
         self._from_file = {n for n in ratios or {} if n > 1}
-        self._open: list[_Measured] = []  # since the last plain step
+        self._open: list[Measured] = []  # since the last plain step
         self._prices: dict[Key, float] = {1: 1.0}  # as measured
         self._table: dict[int, float] = {}  # what is said of them, until something is measured
         self._widths: list[int] = [1]
@@ -64,7 +65,7 @@ class StepCosts:
         self._due_after, self._is_due = DUE_AFTER, False
         for n in list(self._from_file):
             for _ in range(N_FILE):
-                self._keep(n, _Measured((ratios or {})[n], 1.0))
+                self._keep(n, Measured((ratios or {})[n], 1.0))
 
     # ---- prices --------------------------------------------------------------------------------------------
 
@@ -145,9 +146,9 @@ class StepCosts:
         """Take note that time has passed: a plain step is due."""
         self._is_due = True
 
-    def learn(self, n_row: int, seconds: float) -> float:
-        """Take note of one pass; return its price: the usual one as soon as that is known, else its own."""
-        price = 1.0
+    def learn(self, n_row: int, seconds: float) -> tuple[float, Measured]:
+        """Take note of one pass; return its price, the usual one as soon as that is known, and the measurement."""
+        price, measured = 1.0, Measured(seconds, seconds)
         if n_row == 1:
             self._learn_plain(seconds)
         elif self._plain_s:
@@ -155,14 +156,14 @@ class StepCosts:
             self._judge_file(n_row)
             usual = self(n_row)
             is_known = n_row not in self._from_file and len(self._kept[n_row]) >= N_SOUND
-            price = usual if is_known else measured.ratio
+            price = self._prices[n_row] if is_known else measured.ratio
             is_usual = 1 / SURPRISE < measured.ratio / usual < SURPRISE
             self._n_surprise = 0 if is_usual else self._n_surprise + 1
             self._n_wide += 1
             self._wide_s += seconds
             if self._n_wide >= self._due_after or self._wide_s > DUE_S or self._n_surprise >= 2:
                 self._is_due = True
-        return price
+        return price, measured
 
     def _judge_file(self, n_row: int) -> None:
         """Forget what a file said of a width as soon as the first passes here all took much less or more."""
@@ -173,14 +174,14 @@ class StepCosts:
                 kept.clear()
                 kept.extend(here)
 
-    def learn_other(self, key: Key, seconds: float) -> _Measured:
+    def learn_other(self, key: Key, seconds: float) -> Measured:
         """Take note of a step of any kind; a plain step must be known."""
-        measured = _Measured(seconds, self._plain_s)
+        measured = Measured(seconds, self._plain_s)
         self._open.append(measured)
         self._keep(key, measured)
         return measured
 
-    def _keep(self, key: Key, measured: _Measured) -> None:
+    def _keep(self, key: Key, measured: Measured) -> None:
         if key not in self._kept:
             self._kept[key] = deque(maxlen=N_KEPT)
             self._widths = sorted({*self._widths, key}) if isinstance(key, int) else self._widths

@@ -81,7 +81,8 @@ class SpeculationStats:
     n_token: int = 0
     n_pass: int = 0
     spent_s: float = 0.0  # in passes and in drafting
-    plain_s: float = 0.0  # what the same tokens would have taken one by one, as measured
+    plain_s: float = 0.0  # what the passes of the same tokens would have taken one by one, as measured
+    other_s: float = 0.0  # picking tokens and showing them, which takes as long either way
     sources: dict[str, SourceStats] = field(default_factory=dict)
 
     @property
@@ -90,6 +91,13 @@ class SpeculationStats:
         return self.n_token / self.n_pass if self.n_pass else 0.0
 
     @property
+    def plain_tps(self) -> float:
+        """Tokens per second one at a time; 0 where nothing is known."""
+        return self.n_token / (self.plain_s + self.other_s) if self.plain_s else 0.0
+
+    @property
     def speedup(self) -> float:
         """How many times faster than one token at a time; 1 where nothing is known."""
-        return self.plain_s / self.spent_s if self.spent_s and self.plain_s else 1.0
+        if not (self.spent_s and self.plain_s):
+            return 1.0
+        return (self.plain_s + self.other_s) / (self.spent_s + self.other_s)

@@ -68,7 +68,7 @@ class Stubborn:
     def verified(self, n_right):
         pass
 
-    def end(self, context):
+    def end(self, context, decode_s):
         return None
 
     def close(self):

@@ -58,7 +58,7 @@ class FixedPlanner:
     def verified(self, n_right):
         self.n_right.append(n_right)
 
-    def end(self, context):
+    def end(self, context, decode_s):
         return None
 
     def close(self):
