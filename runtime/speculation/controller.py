@@ -56,7 +56,8 @@ class Controller:
         sources: what can draft.
         costs: of passes; shared by the sessions of an engine.
         file: where they are kept.
-        calibrate: measures some of them; called once, before the first draft, if nothing is known.
+        calibrate: measures some of them; called once, before the first draft of a source that costs time, if
+            nothing is known. Copies are worth no such look: widths become known as they are tried.
     """
 
     def __init__(
@@ -108,12 +109,16 @@ class Controller:
         mode = self._settings.mode
         return [d for d in self._drafters if mode == "auto" or d.source.name == mode]
 
+    @property
+    def _has_dear_source(self) -> bool:
+        return any(not drafter.source.is_free for drafter in self._active())
+
     # ---- what the loop calls -------------------------------------------------------------------------------
 
     def plan(self, context: Sequence[int], limit: int) -> list[int]:
         """Return the draft that is worth most, perhaps none."""
         started, self._draft_s = time.perf_counter(), 0.0
-        if self._calibrate is not None and limit > 0 and not self._costs.is_known:
+        if self._calibrate is not None and limit > 0 and not self._costs.is_known and self._has_dear_source:
             self._calibrate()
             self._stats.spent_s += time.perf_counter() - started
             self._calibrate, started = None, time.perf_counter()

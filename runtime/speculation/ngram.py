@@ -15,7 +15,7 @@ from .source import Answer, Guess
 
 SIZES = (16, 10, 6, 4, 3, 2)  # token counts that are looked up, the longest first
 MAX_LENGTH = 64  # a match is measured up to this
-MAX_CORPUS = 1 << 20  # tokens; a session that has seen more forgets the oldest
+MAX_CORPUS = 1 << 17  # tokens; a session that has seen more forgets all of it where a text branches off
 OVERLAP = MAX_LENGTH  # tokens of the old text that are repeated where a new one branches off
 BREAK = -1  # between two texts
 # A copy is followed until it fails; then the text often goes on with it some tokens later or earlier.
@@ -38,7 +38,8 @@ class NgramSource:
 
     def __init__(self) -> None:
         self._corpus: list[int] = []
-        self._ends: dict[tuple[int, ...], int] = {}  # the last few tokens -> where they ended last
+        # Hash of the last few tokens -> where they ended last. About 0.6 kB a token; what is found is compared.
+        self._ends: dict[int, int] = {}
         self._n_context = 0  # tokens of the context that are in the corpus, as its tail
         self._copy = 0  # where in the corpus the text goes on, as far as it is known; 0: nowhere
         self._lost = 0  # where the last copy failed; 0: too long ago
@@ -81,7 +82,7 @@ class NgramSource:
         corpus, tail = self._corpus, [*self._corpus[-SIZES[0] :], *drafted]
         at = 0
         for size in SIZES:
-            if size <= len(tail) and (at := self._ends.get(tuple(tail[-size:]), 0)):
+            if size <= len(tail) and (at := self._ends.get(hash(tuple(tail[-size:])), 0)):
                 break
         length = min(size, MAX_LENGTH) if at else 0
         while 0 < at < len(corpus) and corpus[at] != BREAK:
@@ -107,7 +108,7 @@ class NgramSource:
             for size in SIZES:
                 if size > len(tail):
                     continue
-                key = tuple(tail[-size:])
+                key = hash(tuple(tail[-size:]))
                 self._found = self._found or ends.get(key, 0)
                 ends[key] = end
 
