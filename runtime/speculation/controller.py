@@ -30,9 +30,10 @@ if TYPE_CHECKING:
 
 RATE_FADE = 0.9
 LEAST_GAIN = 0.02  # tokens
-ALLOWANCE, ALLOWANCE_TOKENS = 0.015, 200  # plain steps for each of the tokens, of at least so many
+ALLOWANCE, ALLOWANCE_TOKENS = 0.0125, 200  # plain steps for each of the tokens, of at least so many
 PROBE_TOKENS = 2
 READING = 0.5  # share of what may be lost that a source may take to read a text
+UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
 
 
@@ -123,6 +124,9 @@ class Controller:
             self._stats.spent_s += time.perf_counter() - started
             self._calibrate, started = None, time.perf_counter()
         self._learn(context)
+        if self._allowance <= 0:  # not even looking for drafts may cost anything until that is made up for
+            self._draft = None
+            return []
         widest = max(2 * self._costs.widest + 1, self._settings.draft_min)  # widths are tried step by step
         draft = self._draft = self._choose(context, min(limit, self._settings.draft_max, widest))
         planning_s = time.perf_counter() - started - self._draft_s
@@ -135,9 +139,9 @@ class Controller:
         best: _Draft | None = None
         for drafter in self._active():
             if drafter.source.is_free:
-                guesses = self._until_end(islice(drafter.source.guess(context), max(1, limit)))
-                drafter.guesses, drafter.base = guesses, len(context)
-                best = self._better(best, self._weighed(drafter, guesses, limit))
+                draft = self._likely(drafter, context, max(1, limit))
+                drafter.guesses, drafter.base = draft.guesses, len(context)
+                best = self._better(best, self._measured(draft, limit))
         if self._costs.is_due or not self._costs.is_known:  # a plain step is to be measured
             return None
         for drafter in self._active():
@@ -155,9 +159,13 @@ class Controller:
 
     def passed(self, n_row: int, elapsed_s: float) -> None:
         """Take note of the time of a pass."""
+        started = time.perf_counter()
         price, self._passed = self._costs.learn(n_row, elapsed_s)
+        learning_s = time.perf_counter() - started
         self._step_price += price
-        self._step_s += elapsed_s
+        self._step_s += elapsed_s + learning_s
+        if self._costs.is_known:
+            self._step_price += learning_s / self._costs.plain_s
         self._stats.n_pass += 1
 
     def verified(self, n_right: int) -> None:
@@ -230,10 +238,18 @@ class Controller:
                 break
         return result
 
-    def _weighed(self, drafter: Drafter, guesses: list[Guess], limit: int) -> _Draft:
-        """Return a draft of one source with its best length."""
-        chances = [drafter.rates[guess.sureness] for guess in guesses]
-        return self._measured(_Draft(drafter, guesses, chances, len(guesses)), limit)
+    def _likely(self, drafter: Drafter, context: Sequence[int], limit: int) -> _Draft:
+        """Return the guesses of a free source as far as they are likely enough."""
+        draft, reached = _Draft(drafter, [], [], 0), 1.0
+        for guess in islice(drafter.source.guess(context), limit):
+            chance = drafter.rates[guess.sureness]
+            draft.guesses.append(guess)
+            draft.chances.append(chance)
+            reached *= chance
+            if reached < UNLIKELY or guess.token_id in self._ends:
+                break
+        draft.n_own = len(draft.guesses)
+        return draft
 
     def _measured(self, draft: _Draft, limit: int) -> _Draft:
         """Work out how many of a draft's guesses are best verified, and what that gains in tokens."""

@@ -182,7 +182,7 @@ def test_a_copy_goes_on_with_another_sources_draft(monkeypatch):
         _, _, passes[with_copies], stats = machine.generate(sources, 600)
         guesses[with_copies] = draft.n_guess
     assert guesses[True] < 0.7 * guesses[False]
-    assert len(passes[True]) < 1.3 * len(passes[False])
+    assert len(passes[True]) < 1.4 * len(passes[False])  # a copy ends after six tokens, a draft may be longer
     assert stats.sources["copies"].acceptance > 0.9
     assert stats.n_token == sum(passes[True])
     assert sum(s.n_accepted for s in stats.sources.values()) == sum(passes[True]) - len(passes[True])
