@@ -156,7 +156,8 @@ def quantize(
     """Write IN as a GGUF file with weights of TYPE, which llama.cpp reads too.
 
     Types: F32 F16 BF16 Q8_0 Q6_K Q5_K_M Q5_K_S Q5_1 Q5_0 Q4_K_M Q4_K_S Q4_1 Q4_0 IQ4_NL IQ4_XS Q3_K_L Q3_K_M Q3_K_S
-    Q2_K Q2_K_S MXFP4 MXFP4_MOE. The types of single tensors follow llama-quantize's mixtures. OUT appears when it is
+    Q2_K Q2_K_S MXFP4 MXFP4_MOE; not those of llama-quantize below 2.6 bits nor its IQ3 (IQ1, IQ2, IQ3, TQ, Q1_0, Q2_0),
+    which need tables or training. The types of single tensors follow llama-quantize's mixtures. OUT appears when it is
     complete, or not at all.
     """
     wanted = target_of(target, target_bpw, target_kld, target_tps)
@@ -191,7 +192,7 @@ def quantize(
         plan = plan_quantization(checkpoint, options)
         if dry_run and wanted is None:
             print_notes(plan.notes)
-            print_estimate(plan, path)
+            print_estimate(plan, path, calibration)
             return
         n_part = max(t.shard for t in checkpoint.tensors) + 1 if keep_split else 1
         if not dry_run:
@@ -207,11 +208,11 @@ def quantize(
                 plan, written = write_within(plans, job, report, dry_run=dry_run)
             plans.forget()
             if dry_run:
-                print_estimate(plan, path)
+                print_estimate(plan, path, calibration)
                 return
     finally:
         checkpoint.close()
-    print_result(plan, written, time.perf_counter() - start)
+    print_result(plan, mixture.name if wanted is None else "mixed types", written, time.perf_counter() - start)
 
 
 def _split(arguments: list[str], *, has_target: bool) -> tuple[str, str | None, str]:

@@ -11,6 +11,7 @@ from .render.text import count, escaped, size, styled
 
 if TYPE_CHECKING:
     from ..quant.quantize_plan import PlannedTensor, QuantizePlan
+    from ..runtime.calibrated_plan import Calibration
 
 _N_CTX = 4096  # the context for which a dry run adds the KV cache
 
@@ -21,12 +22,11 @@ def print_notes(notes: list[str]) -> None:
         print(styled(f"note: {escaped(note)}", "dim", sys.stderr), file=sys.stderr)
 
 
-def print_result(plan: QuantizePlan, written: list[Path], seconds: float) -> None:
-    """Print what was written: types to standard error, the paths to standard output."""
+def print_result(plan: QuantizePlan, name: str, written: list[Path], seconds: float) -> None:
+    """Print what was written, and what it is called: types to standard error, the paths to standard output."""
     print_types(plan)
     n_byte = sum(path.stat().st_size for path in written)
     bits = 8 * plan.n_bytes / max(plan.n_weights, 1)
-    name = plan.options.mixture.name
     print(f"{name}, {size(n_byte)}, {bits:.2f} bits per weight, {seconds:.1f} s", file=sys.stderr)
     for path in written:
         print(path)
@@ -73,8 +73,13 @@ def print_table(rows: list[tuple[str, ...]]) -> None:
     Console(stderr=True, highlight=False).print(table)
 
 
-def print_estimate(plan: QuantizePlan, target: Path) -> None:
-    """Print what the result would be: types to standard error, sizes, memory and speed to standard output."""
+def print_estimate(plan: QuantizePlan, target: Path, calibration: Calibration | None) -> None:
+    """Print what the result would be: types to standard error, sizes, memory and speed to standard output.
+
+    Raises:
+        LlmrunError: the model cannot be calibrated.
+    """
+    from ..runtime.calibrated_plan import needs_of
     from ..runtime.measure.roofline import measure
     from ..runtime.threads import default_threads
     from .render.progress import ProgressBar
@@ -83,6 +88,7 @@ def print_estimate(plan: QuantizePlan, target: Path) -> None:
     n_thread = default_threads()[0]
     with ProgressBar("measuring read bandwidth"):
         limits = measure(n_thread)
+    needs = needs_of(plan, calibration)
     per_token, cache = _bytes_per_token(plan), _cache_bytes(plan)
     bits = 8 * plan.n_bytes / max(plan.n_weights, 1)
     lines = [
@@ -93,10 +99,21 @@ def print_estimate(plan: QuantizePlan, target: Path) -> None:
             f"{size(plan.n_bytes)} of weights" + (f", {size(cache)} of KV cache at {_N_CTX} tokens" if cache else ""),
         ),
         ("speed here", _speed(per_token, limits.read_bytes_s if limits else 0, n_thread)),
-        ("memory to quantise", f"about {size(plan.largest_bytes // 2 + 200_000_000)} at most"),
+        ("memory to quantise", f"about {size(needs.memory)} at most"),
+        ("disk to quantise", _disk(needs.disk, target)),
     ]
     for title, text in lines:
         print(f"{title:20}{text}")
+
+
+def _disk(n_bytes: int, target: Path) -> str:
+    import shutil
+
+    try:
+        free = shutil.disk_usage(target.absolute().parent).free
+    except OSError as error:
+        return f"{size(n_bytes)}; {escaped(str(target.absolute().parent))}: {error.strerror}"
+    return f"{size(n_bytes)}, {size(free)} free" + (": too little" if n_bytes > free else "")
 
 
 def _speed(per_token: int, bandwidth: float, n_thread: int) -> str:

@@ -175,8 +175,10 @@ def _fast_enough(plans: TargetPlans, job: Job) -> BudgetPlan:
             job.write_plainly(budget.plan, speed)
         except _MissedError as measured:
             found = measured.found
-        print_notes([f"{found:.1f} tokens a second were measured, {budget.chosen.tokens_s:.1f} estimated"])
-        if found >= budget.target.value * (1 - TOLERANCE):
+        is_enough = found >= budget.target.value * (1 - TOLERANCE)
+        line = f"{found:.1f} tokens a second were measured, {budget.chosen.tokens_s:.1f} estimated"
+        print_notes([line if is_enough else f"{line}: types are chosen anew"])
+        if is_enough:
             return budget
         plans.missed(budget.chosen.tokens_s / found)
     return plans.best()
@@ -205,7 +207,11 @@ def print_budget(budget: BudgetPlan) -> None:
     for point, name in sorted(points, key=lambda item: item[0].n_bytes):
         rows.append((name, *_cells(point)))
     print_table(rows)
-    print("divergences and speeds are estimates; of mixtures as llmrun would quantise them", file=sys.stderr)
+    print(
+        "rows without a name: the best types at that size; divergences and speeds are estimates, of mixtures as llmrun"
+        " would quantise them",
+        file=sys.stderr,
+    )
 
 
 def _cells(point: Point) -> tuple[str, str, str, str]:

@@ -51,6 +51,8 @@ _DEFAULTS = {
 _NUMBERS = {name: number for number, name in FILE_TYPES.items()} | {"MXFP4_MOE": 38}
 ALIASES = {"Q5_K": "Q5_K_M", "Q4_K": "Q4_K_M", "Q3_K": "Q3_K_M"}
 MIXTURES = {name: FileType(name, _NUMBERS[name], default) for name, default in _DEFAULTS.items()}
+NOT_WRITTEN = tuple(name for name in _NUMBERS if name not in MIXTURES)
+"""Types that llama-quantize writes and llmrun does not."""
 
 
 def file_type(name: str) -> FileType:
@@ -63,7 +65,7 @@ def file_type(name: str) -> FileType:
     found = MIXTURES.get(ALIASES.get(upper, upper))
     if found is not None:
         return found
-    what = "cannot be written yet" if upper in _NUMBERS else "is no file type"
+    what = "is a type that llama-quantize writes and llmrun does not" if upper in NOT_WRITTEN else "is no file type"
     raise ConfigError(f"{name} {what}, expected one of: {', '.join(MIXTURES)}")
 
 

@@ -67,7 +67,7 @@ def parse_size(text: str) -> Target:
     Raises:
         ConfigError: it has another form.
     """
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMG]?I?)B?", text.strip().upper())
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([KMGT]?I?)B?", text.strip().upper())
     if match is None or match[2] not in _UNITS:
         raise ConfigError(f"{text!r} is no size, expected a number with a unit, such as 0.9GB or 850MiB")
     return Target(Kind.BYTES, float(match[1]) * _UNITS[match[2]])

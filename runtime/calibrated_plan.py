@@ -21,10 +21,11 @@ from ..quant.quantize import QUANTIZABLE
 from ..quant.quantize_plan import FLOATS, QuantizePlan
 from ..quant.scale_search import ScaleSearch
 from .block_store import BlockStore
-from .calibrated import METHODS, CalibratedTensors
+from .calibrated import METHODS, CalibratedTensors, peak_bytes
 from .evaluate import samples_of
 from .layerwise.runner import LayerwiseRunner
 from .layerwise.source import ModelSource, described
+from .memory import OVERHEAD_BYTES
 from .perplexity import plan_chunks
 from .quality import DEFAULT_CHUNKS, spread
 from .tokenizer.load import load_tokenizer
@@ -32,6 +33,7 @@ from .tokenizer.load import load_tokenizer
 Progress = Callable[[str, int, int], None]
 DEFAULT_CTX = 512
 DEFAULT_CALIBRATION_CHUNKS = 24
+PLAIN_BYTES = 200_000_000  # of a method without text, beside half of the largest tensor in float32
 VERSION = 1  # of the arithmetic: a journal of another one is not gone on with
 
 
@@ -107,8 +109,7 @@ def calibrated(
             source, n_ctx=max(map(len, chunks)), n_threads=n_thread, folder=folder, on_progress=on_progress
         )
         stack.enter_context(runner)
-        n_hidden = 4 * sum(map(len, chunks)) * runner.hparams.n_embd
-        check_space(folder / target.name, 2 * plan.n_bytes + n_hidden)  # the journal and the result
+        check_space(folder / target.name, _disk_bytes(plan, sum(map(len, chunks)), runner.hparams.n_embd))
         key = _key(plan, types, calibration.method, chunks)
         store = BlockStore(journal_path(target), key)
         try:
@@ -123,6 +124,37 @@ def calibrated(
             store.close(is_done=False)
             raise
         store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What quantising takes, in bytes: memory at most, about, and disk beside the result's path, with the result."""
+
+    memory: int
+    disk: int
+
+
+def needs_of(plan: QuantizePlan, calibration: Calibration | None) -> Needs:
+    """Return what a plan's work takes; calibrated or not.
+
+    Raises:
+        LlmrunError: the model cannot be calibrated.
+    """
+    plain = plan.largest_bytes // 2 + PLAIN_BYTES
+    if calibration is None:
+        return Needs(plain, plan.n_bytes)
+    check_unquantized(plan)
+    tensors = {t.source.name: t.source for t in plan.tensors}
+    with described(plan.checkpoint) as source:
+        chunks = calibration_chunks(source, calibration.text, calibration.n_ctx, calibration.n_chunk)
+    memory = peak_bytes(tensors, METHODS[calibration.method]) + OVERHEAD_BYTES
+    n_embd = tensors["token_embd.weight"].n_in
+    return Needs(max(plain, memory), _disk_bytes(plan, sum(map(len, chunks)), n_embd))
+
+
+def _disk_bytes(plan: QuantizePlan, n_row: int, n_embd: int) -> int:
+    """Return the bytes of the journal and the result, and of the hidden states."""
+    return 2 * plan.n_bytes + 4 * n_row * n_embd
 
 
 def check_unquantized(plan: QuantizePlan) -> None:

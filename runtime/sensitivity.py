@@ -45,7 +45,7 @@ WHOLE = ""  # name of the rows for which all matrices are tried at once
 
 GROUP = 32  # tries that are compared together, and then kept
 SAVE_SECONDS = 15.0  # what a run that is killed loses at most, beside the layer that it is in
-TRY_PASSES = 4  # what one matrix costs in its own layer, in passes of the text through a layer: for the time left
+TRY_PASSES = 8  # what one matrix costs in its own layer, in passes of the text through a layer: for the time left
 ENDING = "predictions"
 
 OnProgress = Callable[[str, int, int], None]
@@ -135,7 +135,7 @@ class Sensitivity:
                     saved = time.monotonic()
             if not state.is_finished:
                 self._report(ENDING, *self._done(runner.n_layer, 0, 0.0))
-                runner.finish()
+                runner.finish(_quiet)
                 state.is_finished = True
                 if journal:
                     journal.save(state, runner.hidden)

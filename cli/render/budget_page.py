@@ -15,16 +15,29 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, MARGIN = 760, 420, 60
 SMALLEST = 1e-4  # divergence that is drawn
+NAME_GAP = 15  # pixels between names that stand beside each other
 N_LOSS = 15  # matrices whose losses are listed
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 50rem; padding: 0 1rem;
-       color: #1c2733; background: #fff; }
-h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #1c2733; }
-table { border-collapse: collapse; } td, th { padding: .15rem .7rem; text-align: right;
-    border-bottom: 1px solid #dde3ea; }
-td:first-child, th:first-child { text-align: left; } .chosen { font-weight: 600; background: #fff4d6; }
-p.small { color: #5b6875; font-size: .9rem; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #1c2733; --dim: #5b6875; --line: #dde3ea; --curve: #1f6374;
+        --mixture: #b33951; --mark: #b57f00; --chosen: #fff4d6; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #14191f; --ink: #e3e9ef; --dim: #9aa7b4; --line: #313b46; --curve: #6cc0d3; --mixture: #f08a9b;
+          --mark: #ffc94d; --chosen: #3b3113; } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 56rem; padding: 0 1rem;
+       color: var(--ink); background: var(--paper); }
+h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
+svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
+svg text.cell { font-size: 10px; } svg text.bold { font-weight: 600; }
+svg text.dim { fill: var(--dim); }
+.grid { stroke: var(--line); } .curve { fill: none; stroke: var(--curve); stroke-width: 2; }
+.point { fill: var(--curve); } .mixture { fill: var(--mixture); }
+.ring { fill: none; stroke: var(--mark); stroke-width: 3; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; } td, th { padding: .15rem .7rem; text-align: right; vertical-align: top;
+    border-bottom: 1px solid var(--line); white-space: nowrap; }
+td:first-child, th:first-child, td.left, th.left { text-align: left; } td.left { white-space: normal; }
+.chosen { font-weight: 600; background: var(--chosen); }
+p.small, td.left { color: var(--dim); font-size: .9rem; }
 """
 COLOURS = ("#7a2048", "#b33951", "#d9695f", "#eb9b72", "#f2c894", "#d8dbc0", "#a9cbb7", "#6fae9f", "#3f8c8c", "#1f6374")
 
@@ -40,7 +53,8 @@ def budget_page(budget: BudgetPlan) -> str:
         "<h2>Size and divergence</h2>",
         _curve(budget),
         '<p class="small">Mean Kullback-Leibler divergence of the next token from the source, estimated from matrices'
-        " tried one by one on a calibration text. Squares: the mixtures of llama-quantize, by the same estimate.</p>",
+        " tried one by one on a calibration text. Squares: the mixtures of llama-quantize, by the same estimate. In the"
+        " table, rows without a name are the best choice of types at that size.</p>",
         _table(budget),
         "<h2>Types that were chosen</h2>",
         _types(budget),
@@ -49,7 +63,8 @@ def budget_page(budget: BudgetPlan) -> str:
     ]
     body = "\n".join(parts)
     return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{name}: what a budget buys</title>'
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{name}: what a budget buys</title>'
         f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
@@ -74,13 +89,25 @@ class _Axes:
         result = []
         for power in range(self.y_low, self.y_high + 1):
             y = self.y(10.0**power)
-            result.append(f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN / 2}" y1="{y:.1f}" y2="{y:.1f}" stroke="#dde3ea"/>')
+            result.append(f'<line x1="{MARGIN}" x2="{WIDTH - MARGIN / 2}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
             result.append(f'<text x="{MARGIN - 8}" y="{y + 4:.1f}" text-anchor="end">{10.0**power:g}</text>')
-        for i in range(6):
-            n_bytes = self.x_low + (self.x_high - self.x_low) * i / 5
-            x, y = self.x(n_bytes), HEIGHT - MARGIN + 18
-            result.append(f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{size(n_bytes)}</text>')
+        for n_bytes in round_steps(self.x_low, self.x_high):
+            x, y = self.x(n_bytes), HEIGHT - MARGIN
+            result.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y}" y2="{y + 5}" class="grid"/>')
+            result.append(f'<text x="{x:.1f}" y="{y + 19}" text-anchor="middle">{size(n_bytes)}</text>')
+        x, y = (MARGIN + WIDTH - MARGIN / 2) / 2, MARGIN / 2 + (HEIGHT - 1.5 * MARGIN) / 2
+        result.append(f'<text x="{x:.1f}" y="{HEIGHT - 14}" text-anchor="middle" class="dim">size of the file</text>')
+        turn = f'transform="rotate(-90 12 {y:.1f})"'
+        result.append(f'<text x="12" y="{y:.1f}" {turn} text-anchor="middle" class="dim">divergence (nats)</text>')
         return result
+
+
+def round_steps(low: float, high: float) -> list[float]:
+    """Return at most seven multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``."""
+    least = (high - low) / 6
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(power * k for k in (1, 2, 5, 10) if power * k >= least)
+    return [step * i for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _curve(budget: BudgetPlan) -> str:
@@ -89,21 +116,24 @@ def _curve(budget: BudgetPlan) -> str:
     path = " ".join(f"{axes.x(p.n_bytes):.1f},{axes.y(p.divergence):.1f}" for p in curve)
     parts = [
         *axes.lines(),
-        f'<polyline points="{path}" fill="none" stroke="#1f6374" stroke-width="2"/>',
+        f'<polyline points="{path}" class="curve"/>',
         *(
-            f'<circle cx="{axes.x(p.n_bytes):.1f}" cy="{axes.y(p.divergence):.1f}" r="3" fill="#1f6374">'
+            f'<circle cx="{axes.x(p.n_bytes):.1f}" cy="{axes.y(p.divergence):.1f}" r="3" class="point">'
             f"<title>{size(p.n_bytes)}, {p.divergence:.5f}</title></circle>"
             for p in curve
         ),
     ]
-    for p in budget.mixtures:
+    last = (-math.inf, 0.0)  # where a name begins, and its length
+    for p in sorted(budget.mixtures, key=lambda p: p.n_bytes):
         x, y = axes.x(p.n_bytes), axes.y(p.divergence)
-        parts.append(f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="#b33951"/>')
-        turn = f'transform="rotate(-50 {x + 5:.1f} {y - 7:.1f})"'  # neighbours do not cover each other
-        parts.append(f'<text x="{x + 5:.1f}" y="{y - 7:.1f}" {turn}>{escape(p.name)}</text>')
+        parts.append(f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" class="mixture"/>')
+        shift = last[1] if x - last[0] < NAME_GAP else 0.0  # behind the name of a near neighbour
+        last = (x, shift + 8.0 * len(p.name))
+        turn = f'transform="rotate(-50 {x + 5:.1f} {y - 7:.1f})"'
+        parts.append(f'<text x="{x + 5 + shift:.1f}" y="{y - 7:.1f}" {turn}>{escape(p.name)}</text>')
     x, y = axes.x(budget.chosen.n_bytes), axes.y(budget.chosen.divergence)
-    parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" fill="none" stroke="#e0a100" stroke-width="3"/>')
-    parts.append(f'<text x="{x - 10:.1f}" y="{y + 18:.1f}" text-anchor="end" font-weight="600">chosen</text>')
+    parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" class="ring"/>')
+    parts.append(f'<text x="{x - 10:.1f}" y="{y + 18:.1f}" text-anchor="end" class="bold">chosen</text>')
     return _svg(WIDTH, HEIGHT, parts, "Divergence against size")
 
 
@@ -123,7 +153,7 @@ def _table(budget: BudgetPlan) -> str:
         for p, name, style in sorted(points, key=lambda item: item[0].n_bytes)
     ]
     head = "<tr><th></th><th>size</th><th>bits a weight</th><th>divergence</th><th>tokens/s here</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'
 
 
 def _types(budget: BudgetPlan) -> str:
@@ -154,13 +184,17 @@ def _types(budget: BudgetPlan) -> str:
             n_weight, n_byte = BLOCK[kind]
             shade = min(len(COLOURS) - 1, max(0, int(1.6 * (8 * n_byte / n_weight - 2.5))))
             colour, ink = COLOURS[shade], "#fff" if shade < 2 or shade > 7 else "#1c2733"
-            x, style = left + columns.index(part) * width, f"font-size:10px;fill:{ink}"
+            x = left + columns.index(part) * width
             parts.append(f'<rect x="{x}" y="{y}" width="{width - 2}" height="{height - 2}" fill="{colour}"/>')
-            middle = f'x="{x + width / 2 - 1}" y="{y + 12}" text-anchor="middle" style="{style}"'
+            middle = f'x="{x + width / 2 - 1}" y="{y + 12}" text-anchor="middle" class="cell" style="fill:{ink}"'
             parts.append(f"<text {middle}>{kind.name}</text>")
     drawing = _svg(left + width * len(columns), top + height * len(cells) + 4, parts, "Type of every matrix")
     beside = ", ".join(f"{escape(name)}: {kind.name}" for name, kind in others)
     return f"<p>{beside}</p>{drawing}"
+
+
+def _loss(loss: float) -> str:
+    return f"{loss:.2g}" if loss > 1e-9 else "0"
 
 
 def _losses(budget: BudgetPlan) -> str:
@@ -169,11 +203,12 @@ def _losses(budget: BudgetPlan) -> str:
     found = []
     for name, options in budget.sensitivities.options.items():
         loss = next((o.loss for o in options if o.ggml_type is types[name]), 0.0)
-        others = ", ".join(f"{o.ggml_type.name} {o.loss:.2g}" for o in sorted(options, key=lambda o: o.n_bytes))
+        others = ", ".join(f"{o.ggml_type.name} {_loss(o.loss)}" for o in sorted(options, key=lambda o: o.n_bytes))
         found.append((loss, name, types[name].name, others))
     rows = [
-        f"<tr><td>{escape(name)}</td><td>{kind}</td><td>{loss:.2g}</td><td>{others}</td></tr>"
+        f'<tr><td>{escape(name)}</td><td>{kind}</td><td>{_loss(loss)}</td><td class="left">{others}</td></tr>'
         for loss, name, kind, others in sorted(found, reverse=True)[:N_LOSS]
     ]
-    head = "<tr><th>matrix</th><th>type</th><th>divergence</th><th>with other types</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table>"
+    head = "<tr><th>matrix</th><th>type</th><th>divergence</th>"
+    head += '<th class="left">with other types</th></tr>'
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>'

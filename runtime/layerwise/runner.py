@@ -196,9 +196,9 @@ class LayerwiseRunner:
                 layer.run()
             self.weights.drop()
 
-    def finish(self) -> None:
-        """Normalise the rows of the last layer: what the output matrix is multiplied with."""
-        self.run_segment(self._tail[0], advance=True, replaced={}, what="final norm")
+    def finish(self, on_rows: OnRows | None = None) -> None:
+        """Normalise the last rows: what the output matrix is multiplied with; ``on_rows`` as for ``Layer.run``."""
+        self.run_segment(self._tail[0], advance=True, replaced={}, what="final norm", on_rows=on_rows)
 
     def run_segment(
         self,

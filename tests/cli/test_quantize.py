@@ -181,5 +181,6 @@ def test_a_dry_run_writes_nothing(cli, source, tmp_path):
     assert result.code == 0
     assert [line[:20].strip() for line in result.out.splitlines()] == [
         "would write", "size", "memory", "speed here", "memory to quantise",
+        "disk to quantise",
     ]  # fmt: skip
     assert list(tmp_path.iterdir()) == [source]

@@ -1,14 +1,19 @@
 """``llmrun quantize --method``: calibrated files, an interrupted run that goes on, refusals."""
 
 import json
+from contextlib import closing
 from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 
+from llmrun.cli.checkpoint_source import open_source
+from llmrun.cli.render.text import size
 from llmrun.formats.gguf import GgufFile
 from llmrun.quant.dequantize import dequantize
+from llmrun.quant.file_types import MIXTURES
+from llmrun.quant.quantize_plan import QuantizeOptions, plan_quantization
 from llmrun.runtime import calibrated
 from llmrun.runtime.texts import calibration_text
 
@@ -36,6 +41,32 @@ def files(folder):
 
 def divergence(cli, path, base, text):
     return json.loads(cli("eval", "kld", path, base, "-f", text, "-c", 64, "--json").out)["kld_mean"]
+
+
+def test_a_dry_run_counts_what_a_method_takes(cli, tiny, text, tmp_path):
+    """Of disk: the result, a journal as large, and the rows of the text between two layers."""
+    from llmrun.runtime.calibrated_plan import Calibration, needs_of
+
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "Q4_0", "--method", "gptq", "-f", text, "--dry-run")
+    assert result.code == 0, result.err
+    with closing(open_source(str(tiny))) as checkpoint:
+        plan = plan_quantization(checkpoint, QuantizeOptions(mixture=MIXTURES["Q4_0"]))
+        needs = {
+            method: needs_of(plan, method and Calibration(method, text.read_text(), "text"))
+            for method in (None, "imatrix", "gptq")
+        }
+        n_embd, n_ff = (
+            checkpoint.metadata[f"qwen2.{key}"].value for key in ("embedding_length", "feed_forward_length")
+        )
+        n_hidden = needs["gptq"].disk - 2 * plan.n_bytes
+        assert needs[None].disk == plan.n_bytes
+        assert n_hidden % (4 * n_embd) == 0
+        assert 100 < n_hidden / (4 * n_embd) <= 24 * 512
+        assert needs["gptq"].memory - needs["imatrix"].memory == 2 * 4 * n_ff * n_ff
+    shown = dict((line[:20].strip(), line[20:]) for line in result.out.splitlines())  # noqa: C402 (reads better)
+    assert shown["memory to quantise"] == f"about {size(needs['gptq'].memory)} at most"
+    assert shown["disk to quantise"].startswith(f"{size(needs['gptq'].disk)}, ")
+    assert files(tmp_path) == ["text"]
 
 
 def test_methods_get_better_and_say_how_they_were_made(cli, tiny, text, tmp_path):

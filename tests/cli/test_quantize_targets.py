@@ -1,11 +1,13 @@
 """``llmrun quantize --target…``: files that keep to a budget, the table and page of what budgets buy, refusals."""
 
 import json
+import re
 import xml.etree.ElementTree as ET
 
 import gguf
 import pytest
 
+from llmrun.cli.render.budget_page import round_steps
 from llmrun.formats.gguf import GgufFile
 from llmrun.runtime import budget_plan
 from llmrun.runtime.texts import calibration_text
@@ -63,10 +65,11 @@ def test_a_size_is_kept_and_better_spent_than_by_a_mixture(cli, tiny, tmp_path):
 def test_the_page_is_whole_and_loads_nothing(cli, tiny, tmp_path):
     run(cli, tiny, tmp_path, "--target-bpw", 6, "--method", "rtn", "--report", tmp_path / "r.html")
     page = (tmp_path / "r.html").read_text()
-    tree = ET.fromstring(page.replace("<!doctype html>", "").replace('<meta charset="utf-8">', ""))
+    tree = ET.fromstring(re.sub("<!doctype html>|<meta [^>]*>", "", page))
     assert len(tree.findall(".//{http://www.w3.org/2000/svg}svg")) == 2
     assert "chosen" in page
     assert "blk.1.ffn_down.weight" in page
+    assert "prefers-color-scheme: dark" in page
     for word in ("src=", "<script", "href=", "url("):
         assert word not in page
 
@@ -141,3 +144,15 @@ def test_a_type_is_not_taken_for_a_file(cli, tiny, tmp_path, monkeypatch):
     result = cli("quantize", tiny, "q4_k_m", "--target-bpw", 4)
     assert result.code == 2
     assert "q4_k_m is a type" in result.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(69e6, 218e6, [100e6, 150e6, 200e6]), (0.9, 1.1, None), (5.0, 90.0, [20, 40, 60, 80])],
+)
+def test_sizes_below_the_curve_are_round(low, high, expected):
+    found = round_steps(low, high)
+    assert 3 <= len(found) <= 7
+    assert low - 1e-9 <= found[0]
+    assert found[-1] <= high + 1e-9
+    assert expected is None or found == pytest.approx(expected)

@@ -143,7 +143,7 @@ def test_wishes_that_cannot_be_carried_out_are_refused():
             parse_override(text)
     with pytest.raises(ConfigError, match="IQ1_S is no type that can be written"):
         weight_type("IQ1_S")
-    with pytest.raises(ConfigError, match="IQ2_XS cannot be written yet, expected one of: F32"):
+    with pytest.raises(ConfigError, match="IQ2_XS is a type that llama-quantize writes and llmrun does not, expected"):
         file_type("IQ2_XS")
     with pytest.raises(ConfigError, match="Q4_X is no file type"):
         file_type("Q4_X")
