@@ -33,6 +33,9 @@ LEAST_GAIN = 0.02  # tokens
 ALLOWANCE, ALLOWANCE_TOKENS = 0.0125, 200  # plain steps for each of the tokens, of at least so many
 PROBE_TOKENS = 2
 READING = 0.5  # share of what may be lost that a source may take to read a text
+# Seconds that a pass takes longer after planning, whose Python has displaced the pass' own data from the caches
+# (bench/LOG.md): 2 % of a step of a 135M model, nothing for large ones.
+AFTERMATH_S = 60e-6
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
 
@@ -77,6 +80,7 @@ class Controller:
         self._rate_tokens = self._rate_price = 0.0
         self._balance, self._n_balance = 0.0, 0  # plain steps that speculation has saved, over so many tokens
         self._step_s = self._step_price = 0.0  # since the last plan
+        self._rests = False  # nothing is planned until the account is no longer empty
         self._draft_s = 0.0
         self._passed: Measured | None = None  # the last pass
         self._instead: list[tuple[int, Measured]] = []  # (tokens that a pass made, its time beside a plain step's)
@@ -124,7 +128,8 @@ class Controller:
             self._stats.spent_s += time.perf_counter() - started
             self._calibrate, started = None, time.perf_counter()
         self._learn(context)
-        if self._allowance <= 0:  # not even looking for drafts may cost anything until that is made up for
+        self._rests = self._allowance <= 0
+        if self._rests:  # not even looking for drafts may cost anything until that is made up for
             self._draft = None
             return []
         widest = max(2 * self._costs.widest + 1, self._settings.draft_min)  # widths are tried step by step
@@ -132,7 +137,7 @@ class Controller:
         planning_s = time.perf_counter() - started - self._draft_s
         self._step_s += planning_s
         if self._costs.is_known:
-            self._step_price += planning_s / self._costs.plain_s
+            self._step_price += (planning_s + AFTERMATH_S) / self._costs.plain_s
         return [] if draft is None else [guess.token_id for guess in draft.guesses[: draft.n]]
 
     def _choose(self, context: Sequence[int], limit: int) -> _Draft | None:
@@ -159,14 +164,19 @@ class Controller:
 
     def passed(self, n_row: int, elapsed_s: float) -> None:
         """Take note of the time of a pass."""
+        self._stats.n_pass += 1
+        self._step_s += elapsed_s
+        if self._rests:
+            self._step_price += 1.0
+            self._passed = Measured(elapsed_s, elapsed_s)
+            return
         started = time.perf_counter()
         price, self._passed = self._costs.learn(n_row, elapsed_s)
         learning_s = time.perf_counter() - started
         self._step_price += price
-        self._step_s += elapsed_s + learning_s
+        self._step_s += learning_s
         if self._costs.is_known:
             self._step_price += learning_s / self._costs.plain_s
-        self._stats.n_pass += 1
 
     def verified(self, n_right: int) -> None:
         """Count the last draft."""
@@ -199,7 +209,8 @@ class Controller:
     def _learn(self, context: Sequence[int]) -> None:
         """Take note of the tokens since the last plan, and of the time they took."""
         for drafter in self._active():
-            drafter.learn(context)
+            if drafter.guesses or drafter.copies:
+                drafter.learn(context)
         n_new = len(context) - max(self._n_seen, self._n_prompt + 1)  # the first token is the prompt's
         self._n_seen = len(context)
         if self._step_price and n_new > 0:
