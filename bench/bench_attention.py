@@ -35,6 +35,9 @@ class Job:
         record = np.zeros(RECORD_WORDS, np.int64)
         addresses = pages.keys.ctypes.data, pages.values.ctypes.data, pages.page_stride
         record[2:11] = n_head_kv, width, k.ctypes.data, step, v.ctypes.data, step, *addresses
+        factors = np.ones((2, n_head_kv, width), np.float32)
+        factors[1] /= 32  # of queries: the rotation of q8_0
+        record[15] = factors[0].ctypes.data
         kernels.function(f"kv_store_{kv_type}", 4)(record.ctypes.data, store.record.ctypes.data, 0, 1)
         self.q = rng.normal(size=(n_row, n_head * width)).astype(np.float32)
         self.y = np.empty_like(self.q)
@@ -44,10 +47,11 @@ class Job:
             n_head, n_head_kv, width, self.q.ctypes.data, step, self.y.ctypes.data, step, *addresses,
             int(np.float32(width**-0.5).view(np.uint32)), 0, 0,
         )  # fmt: skip
+        self.record[20] = factors[1].ctypes.data
         seen = n_row * depth + n_row * (n_row + 1) // 2
         self.n_op = 4 * width * n_head * seen
         self.n_byte = KvPages.slot_bytes(1, n_head_kv, width, kv_type) * (depth + n_row)
-        self.kernel, self.keep = kernels.function(f"attention_{kv_type}", 4), (kernels, pages, table)
+        self.kernel, self.keep = kernels.function(f"attention_{kv_type}", 4), (kernels, pages, table, factors)
 
     def __call__(self):
         self.kernel(self.record.ctypes.data, self.batch.record.ctypes.data, 0, 1)

@@ -141,7 +141,7 @@ def _rope_and_store(ops: list[Op], _outputs: set[Buffer]) -> list[Op]:
         rope = ops[at]
         if rope.kind == "rope" and not any(k in other.reads for other in ops[at + 1 : i]):
             attributes = {**op.attributes, "rope": rope.attributes["rope"]}
-            result[i] = Op("kv_store", (k, v, rope.reads[1]), (k,), (), attributes)
+            result[i] = Op("kv_store", (k, v, rope.reads[1]), (k,), op.weights, attributes)
             dropped.add(at)
     return [op for i, op in enumerate(result) if i not in dropped]
 

@@ -50,6 +50,26 @@ class Rope:
     factor: float = 1.0
     is_neox: bool = False
 
+    def pairs(self) -> tuple[slice, slice]:
+        """Return the columns of a head that come first in a pair, and those that come second."""
+        if self.is_neox:
+            return slice(0, self.n_pair), slice(self.n_pair, 2 * self.n_pair)
+        return slice(0, 2 * self.n_pair, 2), slice(1, 2 * self.n_pair, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Biases:
+    """What was added to all keys and queries of a layer before they were rotated; says which columns are large."""
+
+    k: Weight
+    q: Weight
+    rope: Rope
+
+    @property
+    def weights(self) -> tuple[Weight, Weight]:
+        """The weights of an operation that looks at them."""
+        return self.k, self.q
+
 
 @dataclass(slots=True, eq=False)
 class Op:
@@ -154,17 +174,20 @@ class ProgramBuilder:
             self._tables[rope] = self._append("rope_table", (), table, rope=rope)
         return self._append("rope", (x, self._tables[rope]), x, n_head=n_head, rope=rope)
 
-    def kv_append(self, layer: int, k: Buffer, v: Buffer, n_head_kv: int) -> None:
+    def kv_append(self, layer: int, k: Buffer, v: Buffer, n_head_kv: int, biases: Biases | None = None) -> None:
         """Keep keys and values of every row in its slot; before attention: a token attends to itself."""
-        self.ops.append(Op("kv_store", (k, v), (), (), {"layer": layer, "n_head_kv": n_head_kv}))
+        weights, attributes = _of_biases(biases)
+        self.ops.append(Op("kv_store", (k, v), (), weights, {"layer": layer, "n_head_kv": n_head_kv, **attributes}))
 
     def attention(
-        self, layer: int, q: Buffer, n_head: int, n_head_kv: int, scale: float, *, softcap: float = 0.0, window: int = 0
-    ) -> Buffer:
-        """Return attention over the visible slots: [n_tok, n_head * n_embd_head]."""
+        self, layer: int, q: Buffer, n_head: int, n_head_kv: int, scale: float, *, softcap: float = 0.0,
+        window: int = 0, biases: Biases | None = None,
+    ) -> Buffer:  # fmt: skip
+        """Return attention over the visible slots: [n_tok, n_head * n_embd_head]; ``biases`` as for ``kv_append``."""
+        weights, attributes = _of_biases(biases)
         return self._append(
-            "attention", (q,), self._new("attn", q.n_col), layer=layer, n_head=n_head, n_head_kv=n_head_kv,
-            scale=scale, softcap=softcap, window=window,
+            "attention", (q,), self._new("attn", q.n_col), *weights, layer=layer, n_head=n_head, n_head_kv=n_head_kv,
+            scale=scale, softcap=softcap, window=window, **attributes,
         )  # fmt: skip
 
     def select(self, x: Buffer) -> Buffer:
@@ -178,6 +201,11 @@ class ProgramBuilder:
     def output(self, name: str, x: Buffer) -> None:
         """Name a buffer that the caller reads after the pass."""
         self.outputs[name] = x
+
+
+def _of_biases(biases: Biases | None) -> tuple[tuple[Weight, ...], dict[str, Any]]:
+    """Return weights and attributes of an operation: ``pairs`` is the rotation that follows."""
+    return ((), {}) if biases is None else (biases.weights, {"pairs": biases.rope})
 
 
 def short_name(w: Weight) -> str:

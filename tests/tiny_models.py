@@ -52,6 +52,7 @@ class TinyModel:
     norm_rms_eps: float = 1e-5
     has_key_length: bool = False
     has_qkv_bias: bool = False
+    large_key_bias: float = 0.0  # of every sixteenth column, as Qwen2's few large ones
     is_tied: bool = False
     n_rot: int | None = None  # rope.dimension_count where it is not n_embd_head
     extra: Mapping[str, Any] = field(default_factory=dict)  # further "{arch}.<key>" metadata
@@ -193,6 +194,19 @@ MODELS: dict[str, TinyModel] = {
     "llama_256": TinyModel(
         arch="llama", n_rot=32, n_layer=2, n_embd=256, n_head=8, n_head_kv=2, n_embd_head=32, n_ff=512
     ),
+    "qwen2_256": TinyModel(
+        arch="qwen2",
+        n_layer=2,
+        n_embd=256,
+        n_head=8,
+        n_head_kv=2,
+        n_embd_head=32,
+        n_ff=256,
+        has_qkv_bias=True,
+        large_key_bias=10.0,
+        rope_theta=1e6,
+        norm_rms_eps=1e-6,
+    ),
     "gemma3_256": TinyModel(
         arch="gemma3",
         n_layer=7,
@@ -299,6 +313,8 @@ def tensors(name: str) -> dict[str, np.ndarray]:
             result[tensor] = 1 + np.round(uniform_sum(seed_text, shape, 0.25) * 1024).astype(np.float32) / 1024
         elif tensor.endswith(".bias"):
             result[tensor] = uniform_sum(seed_text, shape, 0.5)
+            if "attn_k." in tensor and model.large_key_bias:
+                result[tensor][5::16] = model.large_key_bias
         else:
             result[tensor] = uniform_sum(seed_text, shape, _std(tensor, shape))
     if model.llama3_rope is not None:

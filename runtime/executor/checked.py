@@ -17,6 +17,7 @@ from ...quant.unpack import unpack
 from ..batch import Batch
 from ..kernels import reference as twin
 from ..kernels.layout import DEFAULT_KV_TYPE, PAGE_SLOTS
+from ..key_balance import factors_of
 from ..program import Buffer, Op, Program, Rope
 from ..weights import WeightSource, look_up
 from .plan import RECORDS
@@ -187,6 +188,7 @@ class CheckedExecutor:
         n_head, n_head_kv = a["n_head"], a["n_head_kv"]
         heads = q.reshape(len(q), n_head_kv, n_head // n_head_kv, -1)
         result = np.empty_like(heads)
+        factors = factors_of(op, self._weights, heads.shape[3])
         for i, row in enumerate(self._batch.rows):
             slots = np.arange(row[5])
             if row[7]:
@@ -194,9 +196,11 @@ class CheckedExecutor:
             start = max(int(row[4]), len(slots) - a["window"]) if a["window"] else int(row[4])
             for h in range(n_head_kv):
                 columns = slice(h * heads.shape[3], (h + 1) * heads.shape[3])
-                keys = twin.kept(self._keys[a["layer"]][slots, columns], self._kv_type, is_key=True)
+                keys = twin.kept(self._keys[a["layer"]][slots, columns], self._kv_type, is_key=True, factors=factors[h])
                 values = twin.kept(self._values[a["layer"]][slots, columns], self._kv_type, is_key=False)
-                result[i, h] = twin.attention_row(heads[i, h], keys, values, start, a["scale"], softcap_=a["softcap"])
+                result[i, h] = twin.attention_row(
+                    heads[i, h], keys, values, start, a["scale"], softcap_=a["softcap"], factors=factors[h]
+                )
         rows: F32 = result.reshape(q.shape)
         return rows
 

@@ -28,6 +28,7 @@ from ..kernels.layout import (
     SEGMENT_PAGES,
     state_bytes,
 )  # fmt: skip
+from ..key_balance import factors_of, query_factors
 from ..kv_cache import KvPages
 from ..program import Buffer, Op, Program, Rope, Weight
 from ..weights import WeightSource
@@ -186,6 +187,13 @@ class ThreadedExecutor:
         pages = self._pages
         return int(pages.keys[layer].ctypes.data), int(pages.values[layer].ctypes.data), pages.page_stride
 
+    def factors(self, op: Op, n_embd_head: int) -> int:
+        """Return the address of what ``kv_store`` multiplies keys by, or ``attention`` queries; 0 where nothing is."""
+        if self._pages.kv_type == "f16":
+            return 0
+        factors = factors_of(op, self._weights, n_embd_head)
+        return self.array(query_factors(factors) if op.kind == "attention" else factors)
+
     def shared_room(self) -> tuple[int, int, int, int]:
         """Return what attention shares its work through: room for states, their number and bytes, counters."""
         address = int(self._states.ctypes.data)
@@ -286,7 +294,11 @@ def _bind_kv_store(e: ThreadedExecutor, op: Op) -> list[int]:
         rope, table = op.attributes["rope"], op.reads[2]
         rotation = [rope.n_pair, e.at(table), row_bytes(table), int(rope.is_neox)]
     pages = e.page_addresses(op.attributes["layer"])
-    return [n_head_kv, k.n_col // n_head_kv, e.at(k), row_bytes(k), e.at(v), row_bytes(v), *pages, *rotation]
+    n_embd_head = k.n_col // n_head_kv
+    return [
+        n_head_kv, n_embd_head, e.at(k), row_bytes(k), e.at(v), row_bytes(v), *pages, *rotation,
+        e.factors(op, n_embd_head),
+    ]  # fmt: skip
 
 
 def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
@@ -299,7 +311,7 @@ def _bind_attention(e: ThreadedExecutor, op: Op) -> list[int]:
     return [
         a["n_head"], a["n_head_kv"], n_embd_head, e.at(q), row_bytes(q), e.at(y), row_bytes(y),
         *e.page_addresses(a["layer"]), f32_bits(a["scale"]), f32_bits(a["softcap"]), a["window"],
-        _records(e, op), *e.shared_room(),
+        _records(e, op), *e.shared_room(), e.factors(op, n_embd_head),
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ Record words after the two that all share: 2 heads, 3 key heads, 4 columns of a 
 bytes of y, 9 keys, 10 values (addresses of the layer's page 0), 11 page bytes, 12 scale (f32 bits), 13 soft cap (f32
 bits, 0: none), 14 window in slots (0: none), 15 activation records of y to write as well, or 0 (heads of a multiple of
 32 columns), 16 room for states, 17 states that fit there, 18 bytes of a state, 19 counters of finished parts
-(``MAX_SHARED`` words, zero between passes).
+(``MAX_SHARED`` words, zero between passes), 20 factors of queries (f32 [n_head_kv][n_embd_head]; q8_0 only).
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _make_tile(kv_type: str, n_column: int, target: Target) -> Any:
         """
         n_embd_head, window = load_i64(record + 32), load_i64(record + 112)
         n_group = load_i64(record + 16) // load_i64(record + 24)
-        rows = load_i64(batch + ROWS)
+        rows, factors = load_i64(batch + ROWS), load_i64(record + 160) + 4 * n_embd_head * head_kv
         start, stop = _first_seen(rows + ROW_BYTES * (first // n_group), window), 0
         for c in range(n_column):
             tok, q = (first + c) // n_group, 0
@@ -105,7 +105,7 @@ def _make_tile(kv_type: str, n_column: int, target: Target) -> Any:
             else:
                 store_i64(scratch + RANGES + 16 * c, 0)
                 store_i64(scratch + RANGES + 16 * c + 8, 0)
-            put_query(q, n_embd_head, c, scratch + QUERIES)
+            put_query(q, factors, n_embd_head, c, scratch + QUERIES)
         row, total = rows + ROW_BYTES * (first // n_group), scratch + TOTAL
         first_segment, last_segment = start // _SEGMENT_SLOTS, (stop + _SEGMENT_SLOTS - 1) // _SEGMENT_SLOTS
         n_segment = last_segment - first_segment

@@ -29,13 +29,13 @@ from .layout import (
     KV_HEAD_BYTES, MAX_COLUMN, MAX_EMBD_HEAD, PAGE_SLOTS, ROW_ANCESTORS, ROW_N_ANCESTOR, ROW_PAGES, ROW_VISIBLE_STOP,
     state_bytes,
 )  # fmt: skip
+from .quantize import quantize_block
 from .vector_math import exp, tanh
 
 
 # The maximum before anything is seen: finite, so that a page without visible slots gives exp(0) and exp(-inf).
 NOTHING_SEEN = np.float32(np.finfo(np.float32).min)
 _ZERO, _MINUS_INFINITY = np.float32(0), np.float32(-np.inf)
-_ROTATION = np.float32(1 / 32)  # rotating both queries and keys multiplies their products by 32
 _TILES = PAGE_SLOTS // 16
 
 STATE_SUM, STATE_VALUES = 64 * MAX_COLUMN, 128 * MAX_COLUMN
@@ -157,8 +157,8 @@ def _q8_0_scores(n_column: int, n_tile: int) -> Any:
 
 
 def _put_f16_query(n_column: int) -> Any:
-    @device(void(int64, int64, int64, int64))
-    def put_query(q, n_embd_head, c, queries):
+    @device(void(int64, int64, int64, int64, int64))
+    def put_query(q, _factors, n_embd_head, c, queries):
         for i in range(0, n_embd_head, 16):
             query = load_f32x16(q + 4 * i) if q != 0 else splat(_ZERO)
             store_strided(queries + 4 * (n_column * i + c), 4 * n_column, query)
@@ -167,13 +167,14 @@ def _put_f16_query(n_column: int) -> Any:
 
 
 def _put_q8_0_query(n_column: int) -> Any:
-    @device(void(int64, int64, int64, int64))
-    def put_query(q, n_embd_head, c, queries):
-        factor = splat(_ROTATION)
+    @device(void(int64, int64, int64, int64, int64))
+    def put_query(q, factors, n_embd_head, c, queries):
         for i in range(0, n_embd_head, 32):
-            left = load_f32x16(q + 4 * i) if q != 0 else splat(_ZERO)
-            right = load_f32x16(q + 4 * i + 64) if q != 0 else splat(_ZERO)
-            quantize_rotated(mul(left, factor), mul(right, factor), queries + RECORD_BYTES * (n_column * (i // 32) + c))
+            record = queries + RECORD_BYTES * (n_column * (i // 32) + c)
+            if q != 0:
+                quantize_rotated(q + 4 * i, factors + 4 * i, record)
+            else:
+                quantize_block(splat(_ZERO), splat(_ZERO), record)
 
     return put_query
 
@@ -244,9 +245,9 @@ _PARTS = {
 def segment_operations(kv_type: str, n_column: int, target: Target) -> SimpleNamespace:
     """Return the operations of tiles of ``n_column`` columns.
 
-    ``put_query(q or 0, n_embd_head, column, queries)`` comes first, then for each segment, starting from a clear
-    state, ``attend(record, row, head_kv, start, stop, scratch, state)``: over slots ``start`` to ``stop`` of those that
-    the row sees (ancestors counted on after its contiguous ones).
+    ``put_query(q or 0, factors, n_embd_head, column, queries)`` comes first, then for each segment, starting from a
+    clear state, ``attend(record, row, head_kv, start, stop, scratch, state)``: over slots ``start`` to ``stop`` of
+    those that the row sees (ancestors counted on after its contiguous ones).
     """
     n_vector, score_step = vectors_for(n_column, target), 64 * n_column
     put_query, scores, weigh_page = _PARTS[kv_type]

@@ -7,9 +7,10 @@ A page keeps ``PAGE_SLOTS`` slots of one layer. Keys lie so that 16 slots are th
     values  [page][n_head_kv]  f16 [PAGE_SLOTS][n_embd_head]
 
 In ``q8_0`` 32 columns of a slot have one scale, quantised as activations are (``quantize.py``), the scale rounded to
-f16. Keys are multiplied by the Hadamard matrix of 32 rows before: a few columns that are far larger than the others
-(Qwen2's biases) would leave these no bits. Queries are as well, and products of both are 32 times the plain ones. Keys
-are laid out as packed Q8_0 weights, with 4 columns in one lane:
+f16. A few columns of keys that are far larger than the others (Qwen2's biases) would leave these no bits. So keys are
+multiplied by a factor for each column of a key head first (``key_balance.py``; 1 without biases), then by the Hadamard
+matrix of 32 rows. Queries are multiplied by the factors' inverse and the matrix; products of both are 32 times the
+plain ones. Keys are laid out as packed Q8_0 weights, with 4 columns in one lane:
 
     keys    [page][n_head_kv]  i8 [PAGE_SLOTS / 16][n_embd_head / 4][16 slots][4 columns],
                                f16 [PAGE_SLOTS / 16][n_embd_head / 32][16 slots]
@@ -17,7 +18,7 @@ are laid out as packed Q8_0 weights, with 4 columns in one lane:
 
 Record words after the two that all share: 2 key heads, 3 columns of a head, 4 k, 5 row bytes of k, 6 v, 7 row bytes of
 v, 8 keys, 9 values (addresses of the layer's page 0), 10 page bytes, 11 pairs of k to rotate first (0: none), 12 table,
-13 row bytes of the table, 14 pairing as for ``rope``.
+13 row bytes of the table, 14 pairing as for ``rope``, 15 factors of keys (f32 [n_head_kv][n_embd_head]; q8_0 only).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ..simd.scalar import (
 )  # fmt: skip
 from ..simd.tile import RECORD_BYTES, SCALE
 from ..simd.vector import (
-    add, device, f32x16, hadamard, int64, load_f32x16, load_i8x16, store_f16x16, store_halves_strided, store_i8x16, sub,
+    add, device, hadamard, int64, load_f32x16, load_i8x16, mul, store_f16x16, store_halves_strided, store_i8x16, sub,
     void,
 )  # fmt: skip
 from .layout import KV_HEAD_BYTES, PAGE_SLOTS, ROW_BYTES, ROW_PAGES, ROW_SLOT, ROWS
@@ -40,13 +41,13 @@ from .rope import rotate_head
 from .rows import first_unit
 
 _OP = void(*[int64] * 4)
-_STORE = void(int64, int64, int64, int64, int64, int64)  # keys and values of the head in the page, lane, k, v, columns
+_STORE = void(*[int64] * 7)  # keys and values of the head in the page, lane, k, v, factors of k, columns
 _COPY = void(*[int64] * 7)  # keys and values of the head in a page, lane, the same where it is copied to, columns
 _block = stack_bytes(RECORD_BYTES)
 
 
 @device(_STORE)
-def _store_f16(keys, values, lane, k, v, n_embd_head):
+def _store_f16(keys, values, lane, k, v, _factors, n_embd_head):
     keys += 32 * n_embd_head * (lane // 16) + 2 * (lane % 16)
     values += 2 * n_embd_head * lane
     for i in range(0, n_embd_head, 16):
@@ -54,22 +55,23 @@ def _store_f16(keys, values, lane, k, v, n_embd_head):
         store_f16x16(values + 2 * i, load_f32x16(v + 4 * i))
 
 
-@device(void(f32x16, f32x16, int64))
-def quantize_rotated(left, right, record):
-    """Write the record of 32 columns of a key, or of a query, times the Hadamard matrix."""
-    left, right = hadamard(left), hadamard(right)
+@device(void(int64, int64, int64))
+def quantize_rotated(x, factors, record):
+    """Write the record of 32 columns of a key, or of a query, times their factors and the Hadamard matrix."""
+    left = hadamard(mul(load_f32x16(x), load_f32x16(factors)))
+    right = hadamard(mul(load_f32x16(x + 64), load_f32x16(factors + 64)))
     quantize_block(add(left, right), sub(left, right), record)
 
 
 @device(_STORE)
-def _store_q8_0(keys, values, lane, k, v, n_embd_head):
+def _store_q8_0(keys, values, lane, k, v, factors, n_embd_head):
     block = _block()
     key_scales = keys + PAGE_SLOTS * n_embd_head + n_embd_head * (lane // 16) + 2 * (lane % 16)
     value_scales = values + PAGE_SLOTS * n_embd_head + 2 * lane
     keys += 16 * n_embd_head * (lane // 16) + 4 * (lane % 16)
     values += n_embd_head * lane
     for i in range(0, n_embd_head, 32):
-        quantize_rotated(load_f32x16(k + 4 * i), load_f32x16(k + 4 * i + 64), block)
+        quantize_rotated(k + 4 * i, factors + 4 * i, block)
         for j in range(0, 32, 4):
             store_i32(keys + 16 * (i + j), load_i32(block + j))
         store_f16(key_scales + i, load_f32(block + SCALE))
@@ -128,6 +130,8 @@ def kv_store_kernel(kv_type: str, _target: Target) -> Kernel:
             if n_pair > 0:
                 table = load_i64(record + 96) + tok * table_step
                 rotate_head(k, table, table + table_step // 2, n_pair, load_i64(record + 112))
-            store(load_i64(record + 64) + page, load_i64(record + 72) + page, slot % PAGE_SLOTS, k, v, n_embd_head)
+            keys, values = load_i64(record + 64) + page, load_i64(record + 72) + page
+            factors = load_i64(record + 120) + 4 * n_embd_head * head
+            store(keys, values, slot % PAGE_SLOTS, k, v, factors, n_embd_head)
 
     return Kernel(f"kv_store_{kv_type}", _OP, kv_store)

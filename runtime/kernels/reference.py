@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ...formats.ggml_types import GgmlType
 from ...quant.pack_format import PackedTensor
 from ...quant.unpack import sub_blocks, unpack
+from ..key_balance import query_factors
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -269,17 +270,21 @@ def rotated(x: F32) -> F32:
     return y.reshape(x.shape)
 
 
-def kept(x: F32, kv_type: str, *, is_key: bool) -> F32 | Activations:
-    """Return keys or values [n_slot, n_embd_head] as the KV cache keeps them."""
+def kept(x: F32, kv_type: str, *, is_key: bool, factors: F32 | np.float32 = ONE) -> F32 | Activations:
+    """Return keys or values [n_slot, n_embd_head] as the KV cache keeps them.
+
+    ``factors`` [n_embd_head] are what a q8_0 cache multiplies keys by (``key_balance.py``).
+    """
     if kv_type == "f16":
         return x.astype(np.float16).astype(np.float32)
-    blocks = quantize(rotated(x) if is_key else x)
+    blocks = quantize(rotated(x * factors) if is_key else x)
     return Activations(blocks.q, blocks.scale.astype(np.float16).astype(np.float32))
 
 
 def attention_row(
-    q: F32, keys: F32 | Activations, values: F32 | Activations, start: int, scale: float, *, softcap_: float = 0.0
-) -> F32:
+    q: F32, keys: F32 | Activations, values: F32 | Activations, start: int, scale: float, *, softcap_: float = 0.0,
+    factors: F32 | np.float32 = ONE,
+) -> F32:  # fmt: skip
     """Attend with query heads that share a key head.
 
     Args:
@@ -289,6 +294,7 @@ def attention_row(
         start: slots before it are not seen.
         scale: of the scores.
         softcap_: of the scores; 0: none.
+        factors: [n_embd_head] that keys were multiplied by, as for ``kept``.
 
     Returns:
         [n_column, n_embd_head].
@@ -301,7 +307,7 @@ def attention_row(
         slots = np.arange(max(start, page * PAGE_SLOTS), min(stop, (page + 1) * PAGE_SLOTS))
         lanes = slots - page * PAGE_SLOTS
         scores = np.full((n_column, PAGE_SLOTS), MINUS_INFINITY)
-        raw = _scores(q, keys, slots) * np.float32(scale)
+        raw = _scores(q, keys, slots, factors) * np.float32(scale)
         scores[:, lanes] = softcap(raw, softcap_) if softcap_ else raw
         segment.add_page(scores, values, slots, lanes)
         if (page + 1) % SEGMENT_PAGES == 0 or (page + 1) * PAGE_SLOTS >= stop:
@@ -310,13 +316,13 @@ def attention_row(
     return total.weighted * (ONE / total.sum)[:, None] + ZERO
 
 
-def _scores(q: F32, keys: F32 | Activations, slots: NDArray[np.int64]) -> F32:
+def _scores(q: F32, keys: F32 | Activations, slots: NDArray[np.int64], factors: F32 | np.float32) -> F32:
     raw = np.zeros((len(q), len(slots)), np.float32)
     if not isinstance(keys, Activations):
         for i in range(q.shape[1]):
             raw = fma(keys[None, slots, i], q[:, i, None], raw)
         return raw
-    queries = quantize(rotated(q * np.float32(1 / 32)))
+    queries = quantize(rotated(q * query_factors(factors)))
     for block in range(q.shape[1] // BLOCK):
         dots = (queries.q[:, block] @ keys.q[slots, block].T).astype(np.float32)
         raw = fma(dots * keys.scale[slots, block], queries.scale[:, block, None], raw)

@@ -7,7 +7,7 @@ this pass; weights are ``[n_out, n_in]``.
 from __future__ import annotations
 
 from ...formats.metadata import Metadata
-from ..program import Buffer, ProgramBuilder, Rope
+from ..program import Biases, Buffer, ProgramBuilder, Rope
 from ..weights import WeightSource
 from .model import HParams, Model
 from .rope import read_rope
@@ -42,13 +42,17 @@ def attention(b: ProgramBuilder, hp: HParams, rope: Rope, weights: WeightSource,
     q = projection(b, weights, h, f"blk.{i}.attn_q", n_q, hp.n_embd)  # [n_tok, n_head * n_embd_head]
     k = projection(b, weights, h, f"blk.{i}.attn_k", n_kv, hp.n_embd)  # [n_tok, n_head_kv * n_embd_head]
     v = projection(b, weights, h, f"blk.{i}.attn_v", n_kv, hp.n_embd)
+    biases = None
     if weights.has(f"blk.{i}.attn_q_norm.weight"):  # Qwen3: every head by itself
         q = b.rms_norm(q, weights.vector(f"blk.{i}.attn_q_norm.weight", hp.n_embd_head), hp.norm_rms_eps, hp.n_head)
         k = b.rms_norm(k, weights.vector(f"blk.{i}.attn_k_norm.weight", hp.n_embd_head), hp.norm_rms_eps, hp.n_head_kv)
+    elif weights.has(f"blk.{i}.attn_q.bias") and weights.has(f"blk.{i}.attn_k.bias"):  # Qwen2: large in few columns
+        k_bias, q_bias = weights.vector(f"blk.{i}.attn_k.bias", n_kv), weights.vector(f"blk.{i}.attn_q.bias", n_q)
+        biases = Biases(k_bias, q_bias, rope)
     q = b.rope(q, hp.n_head, rope)
     k = b.rope(k, hp.n_head_kv, rope)
-    b.kv_append(i, k, v, hp.n_head_kv)  # before attention: a token attends to itself
-    y = b.attention(i, q, hp.n_head, hp.n_head_kv, scale=hp.n_embd_head**-0.5)
+    b.kv_append(i, k, v, hp.n_head_kv, biases)  # before attention: a token attends to itself
+    y = b.attention(i, q, hp.n_head, hp.n_head_kv, scale=hp.n_embd_head**-0.5, biases=biases)
     return b.add(x, projection(b, weights, y, f"blk.{i}.attn_output", hp.n_embd, n_q))
 
 

@@ -100,7 +100,12 @@ def test_threads_chunks_targets_and_fusion(make_runner, model):
 
 @pytest.mark.parametrize(
     ("model", "kv_type"),
-    [(("llama", "Q8_0"), "f16"), (("gemma3", "Q8_0"), "f16"), (("gemma3", "Q8_0"), "q8_0")],
+    [
+        (("llama", "Q8_0"), "f16"),
+        (("gemma3", "Q8_0"), "f16"),
+        (("gemma3", "Q8_0"), "q8_0"),
+        (("qwen2_256", "Q4_K"), "q8_0"),
+    ],
     ids=ident,
 )
 def test_context_of_several_segments(make_runner, model, kv_type):
@@ -114,7 +119,7 @@ def test_context_of_several_segments(make_runner, model, kv_type):
         assert_same_bits(parts.extend(sequence, ids[690:], chunk=1), whole[690:])
 
 
-@pytest.mark.parametrize("model", [("gemma3_256", "Q6_K"), ("qwen3", "Q5_1")], ids=ident)
+@pytest.mark.parametrize("model", [("gemma3_256", "Q6_K"), ("qwen3", "Q5_1"), ("qwen2_256", "Q4_K")], ids=ident)
 def test_quantised_keys_and_values(make_runner, tiny_path, model):
     """The twin's bits on every target, whatever the chunks; forked, rolled back, saved and restored as any other."""
     ids, other = token_ids(model, 70), token_ids("other", 20)

@@ -7,7 +7,9 @@ from llmrun.formats.errors import ConfigError
 from llmrun.runtime.batch import Batch, Row
 from llmrun.runtime.kernels import reference as twin
 from llmrun.runtime.kernels.layout import KV_TYPES, PAGE_SLOTS
+from llmrun.runtime.key_balance import key_factors
 from llmrun.runtime.kv_cache import KvPages
+from llmrun.runtime.program import Biases, Rope
 
 from ..bits import assert_same_bits
 from ..machine import BEST, WHOLE_TARGETS, rng_for
@@ -20,7 +22,7 @@ SEGMENT_SLOTS = PAGE_SLOTS * twin.SEGMENT_PAGES
 class Case:
     """Random keys and values of one sequence in scattered pages, and queries. What is not stored is NaN."""
 
-    def __init__(self, n_slot, n_head, n_head_kv, width, *, kv_type="f16", softcap=0.0, window=0, n_tok=64):
+    def __init__(self, n_slot, n_head, n_head_kv, width, *, kv_type="f16", softcap=0.0, window=0, n_tok=64, large=()):
         self.shape, self.kv_type = (n_slot, n_head, n_head_kv, width), kv_type
         self.softcap, self.window, self.scale = softcap, window, width**-0.5
         rng = rng_for("attention", *self.shape)
@@ -28,8 +30,26 @@ class Case:
         self.k = (rng.normal(size=(n_slot, n_head_kv, width)) * 2).astype(np.float32)
         self.v = rng.normal(size=(n_slot, n_head_kv, width)).astype(np.float32)
         self.q = rng.normal(size=(n_tok, n_head * width)).astype(np.float32)
+        self.biases = None  # of keys and queries; columns ``large`` of all key heads have some that others lack
+        if large:
+            self.biases = [(rng.normal(size=(n, width)) / 4).astype(np.float32) for n in (n_head_kv, n_head)]
+            self.biases[0][:, large] += 100
+            self.k += self.biases[0]
+            self.q += self.biases[1].reshape(-1)
         self.n_page = -(-n_slot // PAGE_SLOTS)
         self.page_table = rng.permutation(self.n_page + 2)[: self.n_page].astype(np.int64)
+
+    def rope(self):
+        """Return the rotation that keys and queries are taken to have gone through: of all but four columns."""
+        return Rope(n_pair=self.shape[3] // 2 - 2, frequencies=(), is_neox=True)
+
+    def factors(self):
+        """Return what keys are multiplied by in a q8_0 cache: [n_head_kv, width]."""
+        _, _, n_head_kv, width = self.shape
+        if self.biases is None:
+            return np.ones((n_head_kv, width), np.float32)
+        k, q = (x.reshape(-1) for x in self.biases)
+        return key_factors(k, q, n_head_kv, width, self.rope())
 
     def rows(self, masks):
         """Return rows that see (start, stop, ancestors); their own slots and positions do not matter to attention."""
@@ -52,11 +72,15 @@ class Case:
         pages = KvPages(1, n_head_kv, width, PAGE_SLOTS * (self.n_page + 2), self.kv_type)
         pages.keys.view(np.uint8)[:], pages.values.view(np.uint8)[:] = 0xFF, 0xFF  # NaN, or -1 times NaN
         b, q = builder(n_head * width)
+        weights, biases = MemoryWeights(), None
+        if self.biases is not None:
+            added = [weights.add_vector(name, x.reshape(-1)) for name, x in zip("kq", self.biases, strict=True)]
+            biases = Biases(*added, self.rope())
         k, v = (b._new(name, n_head_kv * width) for name in "kv")
-        b.kv_append(0, k, v, n_head_kv)
-        y = b.attention(0, q, n_head, n_head_kv, self.scale, softcap=self.softcap, window=self.window)
+        b.kv_append(0, k, v, n_head_kv, biases)
+        y = b.attention(0, q, n_head, n_head_kv, self.scale, softcap=self.softcap, window=self.window, biases=biases)
         b.output("y", y)
-        bound = Bound(machine, target_name, b.build(1), MemoryWeights(), n_tok=max(n_tok, PAGE_SLOTS), pages=pages)
+        bound = Bound(machine, target_name, b.build(1), weights, n_tok=max(n_tok, PAGE_SLOTS), pages=pages)
         for start in range(0, n_slot, PAGE_SLOTS):
             slots = np.arange(start, min(start + PAGE_SLOTS, n_slot))
             batch = Batch(
@@ -79,14 +103,16 @@ class Case:
         """Return what the twin says."""
         _, n_head, n_head_kv, width = self.shape
         heads = self.q[: len(masks)].reshape(len(masks), n_head_kv, n_head // n_head_kv, width)
-        result = np.empty_like(heads)
+        result, factors = np.empty_like(heads), self.factors()
         for i, (start, stop, ancestors) in enumerate(masks):
             slots = np.concatenate([np.arange(stop), ancestors if ancestors is not None else []]).astype(int)
             first = max(start, len(slots) - self.window) if self.window else start
             for h in range(n_head_kv):
-                keys = twin.kept(self.k[slots, h], self.kv_type, is_key=True)
+                keys = twin.kept(self.k[slots, h], self.kv_type, is_key=True, factors=factors[h])
                 values = twin.kept(self.v[slots, h], self.kv_type, is_key=False)
-                result[i, h] = twin.attention_row(heads[i, h], keys, values, first, self.scale, softcap_=self.softcap)
+                result[i, h] = twin.attention_row(
+                    heads[i, h], keys, values, first, self.scale, softcap_=self.softcap, factors=factors[h]
+                )
         return result.reshape(len(masks), -1)
 
 
@@ -251,6 +277,13 @@ def test_quantised_keys_and_values_are_close(machine, outlier):
     want, got = (case.run(machine, BEST, plain(300, 299, 100)) for case in (plain_case, quantised))
     assert np.abs(got - want).max() < (0.04 if outlier else 0.02) * np.abs(want).max()
     assert np.abs(got - want).max() > 0
+
+
+@pytest.mark.parametrize("width", [32, 64, 128])
+def test_keys_with_large_biases(machine, kv_type, width):
+    """Factors of columns: the twin's bits, ancestors among the slots."""
+    masks = [*plain(1, 17, 64, 65, 140), (3, 60, ancestors(70, 139, 61)), (0, 0, ancestors(5))]
+    check_all(machine, Case(140, 6, 2, width, kv_type=kv_type, large=(3, 7)), masks)
 
 
 @pytest.mark.parametrize(("n_slot", "softcap", "window"), [(600, 0.0, 0), (70, 5.0, 0), (200, 0.0, 33)])
