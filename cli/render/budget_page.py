@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT, MARGIN = 760, 420, 60
 SMALLEST = 1e-4  # divergence that is drawn
-NAME_GAP = 15  # pixels between names that stand beside each other
+SLANT = math.radians(50)  # of mixtures' names
+NAME_GAP = 12  # pixels between names that stand beside each other
 N_LOSS = 15  # matrices whose losses are listed
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1c2733; --dim: #5b6875; --line: #dde3ea; --curve: #1f6374;
@@ -27,7 +28,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 56rem
        color: var(--ink); background: var(--paper); }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 svg { max-width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--ink); }
-svg text.cell { font-size: 10px; } svg text.bold { font-weight: 600; }
+svg text.cell { font-size: 10px; } svg text.name { font-size: 11px; }
+svg text.bold { font-weight: 600; }
 svg text.dim { fill: var(--dim); }
 .grid { stroke: var(--line); } .curve { fill: none; stroke: var(--curve); stroke-width: 2; }
 .point { fill: var(--curve); } .mixture { fill: var(--mixture); }
@@ -123,14 +125,17 @@ def _curve(budget: BudgetPlan) -> str:
             for p in curve
         ),
     ]
-    last = (-math.inf, 0.0)  # where a name begins, and its length
+    last = (-math.inf, 0.0)
     for p in sorted(budget.mixtures, key=lambda p: p.n_bytes):
         x, y = axes.x(p.n_bytes), axes.y(p.divergence)
         parts.append(f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" class="mixture"/>')
-        shift = last[1] if x - last[0] < NAME_GAP else 0.0  # behind the name of a near neighbour
-        last = (x, shift + 8.0 * len(p.name))
-        turn = f'transform="rotate(-50 {x + 5:.1f} {y - 7:.1f})"'
-        parts.append(f'<text x="{x + 5 + shift:.1f}" y="{y - 7:.1f}" {turn}>{escape(p.name)}</text>')
+        beside = abs((x - last[0]) * math.sin(SLANT) + (y - last[1]) * math.cos(SLANT))  # of the two slanting lines
+        if beside < NAME_GAP:  # its neighbour's name would be covered
+            parts.append(f'<text x="{x + 8:.1f}" y="{y + 4:.1f}" class="name">{escape(p.name)}</text>')
+            continue
+        last = (x, y)
+        turn = f'transform="rotate(-{math.degrees(SLANT):.0f} {x + 5:.1f} {y - 7:.1f})"'
+        parts.append(f'<text x="{x + 5:.1f}" y="{y - 7:.1f}" {turn} class="name">{escape(p.name)}</text>')
     x, y = axes.x(budget.chosen.n_bytes), axes.y(budget.chosen.divergence)
     parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="7" class="ring"/>')
     parts.append(f'<text x="{x - 10:.1f}" y="{y + 18:.1f}" text-anchor="end" class="bold">chosen</text>')
