@@ -145,7 +145,6 @@ def generation_params(
     from ..runtime.speculation.settings import SpeculationSettings
 
     spec = SpeculationOptions() if speculation is None else speculation
-    chosen = "auto" if spec.draft is not None or spec.verify_lossless else "off"
     return GenerationParams(
         sampler=SamplerSettings.from_options(sampler_options(options)),
         seed=seed,
@@ -153,7 +152,7 @@ def generation_params(
         stop=tuple(unescape(text) for text in options.reverse_prompt or () if text),
         n_logprobs=n_logprobs,
         ignore_eos=options.ignore_eos,
-        speculation=SpeculationSettings(mode=spec.spec or chosen, draft_max=spec.draft_max, draft_min=spec.draft_min),
+        speculation=SpeculationSettings(mode=spec.spec, draft_max=spec.draft_max, draft_min=spec.draft_min),
     )
 
 
@@ -163,7 +162,7 @@ def check_speculation(options: SpeculationOptions) -> None:
     Raises:
         UsageError: there is one.
     """
-    if options.spec not in (None, "auto", "off", "draft", "ngram"):
+    if options.spec not in ("auto", "off", "draft", "ngram"):
         raise UsageError(f"{options.spec!r} is not one of auto, off, draft, ngram", hint="--spec")
     if options.draft is None and options.spec == "draft":
         raise UsageError("draft needs a draft model: --draft MODEL", hint="--spec")

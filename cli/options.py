@@ -253,15 +253,13 @@ class SpeculationOptions:
         int, Option("--draft-min", min=0, max=64, metavar="N", help="Leave shorter guesses aside.")
     ] = 0
     spec: Annotated[
-        str | None,
+        str,
         Option(
             "--spec",
             metavar="auto|off|draft|ngram",
-            help="What guesses ahead: whatever pays, nothing, the draft model alone, or copies of the text alone; "
-            "without: auto where there is a draft model, else off.",
-            show_default=False,
+            help="What guesses ahead: whatever pays, nothing, the draft model alone, or copies of the text alone.",
         ),
-    ] = None
+    ] = "auto"
     verify_lossless: Annotated[
         bool,
         Option(

@@ -36,6 +36,9 @@ READING = 0.5  # share of what may be lost that a source may take to read a text
 # Seconds that a pass takes longer after planning, whose Python has displaced the pass' own data from the caches
 # (bench/LOG.md): 2 % of a step of a 135M model, nothing for large ones.
 AFTERMATH_S = 60e-6
+# Seconds of a plain step below which copies alone are left aside unless asked for: looking for them is not
+# shown to cost less than 3 % there (bench/LOG.md).
+QUICK_STEP_S = 0.01
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
 
@@ -118,6 +121,12 @@ class Controller:
     def _has_dear_source(self) -> bool:
         return any(not drafter.source.is_free for drafter in self._active())
 
+    @property
+    def _is_quick(self) -> bool:
+        """Whether the target is too quick for copies to be looked for where nobody asked for them."""
+        is_asked = self._settings.mode != "auto" or self._has_dear_source
+        return not is_asked and self._costs.is_known and self._costs.plain_s < QUICK_STEP_S
+
     # ---- what the loop calls -------------------------------------------------------------------------------
 
     def plan(self, context: Sequence[int], limit: int) -> list[int]:
@@ -128,7 +137,7 @@ class Controller:
             self._stats.spent_s += time.perf_counter() - started
             self._calibrate, started = None, time.perf_counter()
         self._learn(context)
-        self._rests = self._allowance <= 0
+        self._rests = self._allowance <= 0 or self._is_quick
         if self._rests:  # not even looking for drafts may cost anything until that is made up for
             self._draft = None
             return []

@@ -39,11 +39,11 @@ def test_options_reach_the_engine(cli, engine, model, command):
     assert (spec.mode, spec.draft_max, spec.draft_min) == ("draft", 7, 2)
 
 
-def test_it_is_on_where_there_is_a_draft_model(cli, engine, model):
+def test_it_is_on_unless_switched_off(cli, engine, model):
     engine.replies = ["ok"] * 4
     for options in ((), ("--draft", model), ("--spec", "off"), ("--spec", "ngram")):
         cli("run", model, "-p", "x", *options)
-    assert [p.speculation.mode for p in engine.params] == ["off", "auto", "off", "ngram"]
+    assert [p.speculation.mode for p in engine.params] == ["auto", "auto", "off", "ngram"]
     assert engine.opened["draft"] is None
 
 
