@@ -52,7 +52,7 @@ def test_every_reason_is_given_once_and_settings_are_told_apart():
     start = {"model": MODEL, "test": "start", "n_threads": 2, "own_s": 0.3, "peer_s": 0.33, "n_ratio": 11}
     start |= {"ratio_lower": 1.0, "ratio_median": 1.1, "ratio_upper": 1.25}
     text = load_script().table(
-        result(speed=[SPEED], versus=[bad, bad | {"test": "tg8"}], crowded=[crowded], depth=[deep], start=[start])
+        result(speed=[SPEED, crowded], versus=[bad, bad | {"test": "tg8"}], depth=[deep], start=[start])
     )
     assert text.count("*: busy.") == 1
     assert "| pp512, 8 threads | 500.0 |" in text
