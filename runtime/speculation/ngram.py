@@ -38,7 +38,7 @@ class NgramSource:
 
     def __init__(self) -> None:
         self._corpus: list[int] = []
-        # Hash of the last few tokens -> where they ended last. About 0.6 kB a token; what is found is compared.
+        # Hash of the last few tokens -> where they ended last. About 0.45 kB a token; what is found is compared.
         self._ends: dict[int, int] = {}
         self._n_context = 0  # tokens of the context that are in the corpus, as its tail
         self._copy = 0  # where in the corpus the text goes on, as far as it is known; 0: nowhere
