@@ -112,7 +112,8 @@ def quantize(
             "--method",
             metavar="NAME",
             help="rtn: by the weights alone, or with --imatrix; imatrix, awq, gptq, awq+gptq: layer by layer, by what"
-            " the model makes of a text. Without: rtn, and awq+gptq with a target.",
+            " the model makes of a text; awq with --imatrix: by that alone, in seconds. Without: rtn, and with a target"
+            " awq+gptq, or awq with --imatrix.",
             show_default=False,
         ),
     ] = None,
@@ -172,10 +173,10 @@ def quantize(
     if wanted is not None and (out or "").upper() in (*MIXTURES, *ALIASES):
         raise UsageError(f"{out} is a type, which a target stands for; ./{out} would be a file", "IN [OUT]")
     mixture = file_type(type_name)
+    method = method or ("rtn" if wanted is None else "awq" if imatrix else "awq+gptq")
     calibration = _calibration(
-        method or ("rtn" if wanted is None else "awq+gptq"), calibration_text, chunks,
-        has_imatrix=imatrix is not None, has_target=wanted is not None,
-    )  # fmt: skip
+        method, calibration_text, chunks, has_imatrix=imatrix is not None, has_target=wanted is not None
+    )
     options = _options(
         mixture, imatrix, tensor_type or [], (output_tensor_type, token_embedding_type),
         is_pure=pure, leaves_output=leave_output_tensor, allows_requantize=allow_requantize,
@@ -197,7 +198,9 @@ def quantize(
         n_part = max(t.shard for t in checkpoint.tensors) + 1 if keep_split else 1
         if not dry_run:
             _check_target(path, checkpoint, n_part, is_forced=force)
-        job = Job(path, n_thread, allow_nan, keep_split, calibration, quality or text is not None, text)
+        scales_channels = calibration is None and method == "awq"
+        is_measured = quality or text is not None
+        job = Job(path, n_thread, allow_nan, keep_split, calibration, scales_channels, is_measured, text)
         if wanted is None:
             print_notes(plan.notes)
             written = job.write(plan)
@@ -270,13 +273,13 @@ def default_target(source: Path, type_name: str) -> Path:
 def _calibration(
     method: str, file: Path | None, n_chunk: int, *, has_imatrix: bool, has_target: bool
 ) -> Calibration | None:
-    """Return what a calibrated method needs; None for ``rtn``."""
-    if method == "rtn":
+    """Return what a calibrated method needs; None for ``rtn``, and for ``awq`` by an importance matrix."""
+    if method == "rtn" or (method == "awq" and has_imatrix):
         if file is not None and not has_target:
-            raise UsageError("a text is for the methods imatrix, awq, gptq and awq+gptq", "--calibration-text")
+            raise UsageError("a text is for methods that measure: imatrix, awq, gptq, awq+gptq", "--calibration-text")
         return None
     if has_imatrix:
-        raise UsageError(f"{method} measures what matters itself: leave one of the two out", "--imatrix")
+        raise UsageError(f"{method} measures what matters itself; for rtn and awq this can be given", "--imatrix")
     if n_chunk == 0:
         raise UsageError("0 chunks, expected at least 1, or -1 for all", "--chunks")
     from ..runtime.calibrated_plan import Calibration, check_method

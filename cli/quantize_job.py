@@ -31,6 +31,7 @@ class Job:
         allows_nan: see ``Quantizer``.
         keeps_split: as many files as the source has.
         calibration: of a calibrated method; None: each weight by itself.
+        scales_channels: without a calibration: channels are scaled by the plan's importance matrix.
         is_measured: put a quality card into the file.
         quality_text: the text of the card; None: the one that llmrun brings.
     """
@@ -40,6 +41,7 @@ class Job:
     allows_nan: bool
     keeps_split: bool
     calibration: Calibration | None
+    scales_channels: bool
     is_measured: bool
     quality_text: Path | None
 
@@ -84,7 +86,7 @@ class Job:
     def _calibrated(self, plan: QuantizePlan) -> Iterator[QuantizePlan]:
         """Carry out what a calibrated method does before the file is written; yields the plan that is left."""
         if self.calibration is None:
-            yield plan
+            yield self._scaled(plan) if self.scales_channels else plan
             return
         from ..runtime.calibrated_plan import calibrated, journal_path
         from ..runtime.scale_search import CompiledSearch
@@ -100,6 +102,19 @@ class Job:
             )  # fmt: skip
             bar.close()
             yield final
+
+    @property
+    def _has_scales(self) -> bool:
+        return self.scales_channels or (self.calibration is not None and self.calibration.has_scales)
+
+    def _scaled(self, plan: QuantizePlan) -> QuantizePlan:
+        """Return a plan with channels scaled by its importance matrix."""
+        from ..runtime.imatrix_scales import with_channel_scales
+        from ..runtime.scale_search import CompiledSearch
+
+        with ProgressBar("choosing channel scales", has_time_left=True) as progress:
+            search = CompiledSearch(on_progress=progress)
+            return with_channel_scales(plan, search=search, n_thread=self.n_thread, on_progress=progress)
 
     def _measure(self, plan: QuantizePlan) -> Measure:
         """Return what measures an unfinished file beside the plan's source."""
@@ -118,7 +133,7 @@ class Job:
                 card = measure_quality(
                     source, result, text, text_name=CALIBRATION if file is None else file.name,
                     imatrix=plan.options.imatrix, n_threads=self.n_thread, on_progress=progress,
-                    has_same_scales=self.calibration is None or not self.calibration.has_scales,
+                    has_same_scales=not self._has_scales,
                 )  # fmt: skip
             for name, value in card.rows():
                 print(f"{escaped(name):24}  {escaped(value)}", file=sys.stderr)

@@ -37,6 +37,13 @@ class Hessian:
         self.names, self.n_in, self.n_row, self._largest_row = names, n_in, 0, largest_row
         self.sums: F32 = np.zeros((n_in, n_in) if is_whole else n_in, np.float32)
 
+    @classmethod
+    def of_columns(cls, names: tuple[str, ...], squares: F32) -> Hessian:
+        """Return the moments of columns that are independent, from their mean squares f32 [n_in]; finished."""
+        result = cls(names, len(squares), is_whole=False)
+        result.sums[:] = squares
+        return result
+
     def add(self, x: F32, pool: Executor) -> None:
         """Add rows f32 [n, n_in]; rows much longer than the middle one of these are shortened."""
         norms = np.sqrt(np.einsum("ij,ij->i", x, x, dtype=np.float64))
@@ -74,6 +81,8 @@ class Hessian:
 
     def output_error(self, error: F32) -> float:
         """Return the mean squared error of the outputs together, for weights off by f32 [n_row, n_in]."""
+        if self.sums.ndim == 1:
+            return float((np.square(error) @ self.sums).sum(dtype=np.float64))
         return float(np.einsum("ij,ij->", error @ self.sums, error, dtype=np.float64))
 
 

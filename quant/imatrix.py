@@ -7,7 +7,7 @@ columns are independent. ``formats/imatrix_file.py`` knows the bytes on disk, ``
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -126,6 +126,16 @@ class Imatrix:
                 self._sums[name] += sums
                 self._counts[name] += counts
         self.datasets += other.datasets
+
+    def of_divided_inputs(self, columns: Mapping[str, F32]) -> Imatrix:
+        """Return the same where the inputs of some matrices are divided by ``columns``, f32 [n_in] by name."""
+        result = Imatrix(chunk_size=self.chunk_size, datasets=self.datasets, path=self.path)
+        result._sums = {
+            name: sums / np.square(columns[name], dtype=np.float64) if name in columns else sums
+            for name, sums in self._sums.items()
+        }
+        result._counts = self._counts
+        return result
 
     def importance(self, name: str, n_in: int) -> F32 | None:
         """Return the mean square of every input column, f32 [n_in]; None where the matrix was not measured.

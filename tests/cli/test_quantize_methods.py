@@ -89,8 +89,32 @@ def test_methods_get_better_and_say_how_they_were_made(cli, tiny, text, tmp_path
     assert not any("calibration" in name for name in files(tmp_path))
 
 
-def test_a_card_of_scaled_weights_names_no_tensors(cli, tiny, text, tmp_path):
-    result = cli("quantize", tiny, tmp_path / "o.gguf", "Q4_0", "--method", "awq", "-f", text, "--quality-text", text)
+@pytest.fixture
+def imatrix(cli, tiny, text, tmp_path):
+    assert cli("imatrix", tiny, "-f", text, "-o", tmp_path / "imatrix", "-c", 64).code == 0
+    return tmp_path / "imatrix"
+
+
+def test_an_importance_matrix_alone_says_how_channels_are_scaled(cli, tiny, text, imatrix, tmp_path):
+    found = {}
+    for method in ("rtn", "awq"):
+        path = tmp_path / f"{method}.gguf"
+        result = cli("quantize", tiny, path, "Q4_0", "--method", method, "--imatrix", imatrix)
+        assert (result.code, result.out) == (0, f"{path}\n"), result.err
+        found[method] = divergence(cli, path, tiny, text)
+    assert found["awq"] < 0.9 * found["rtn"]
+    with GgufFile.open(path) as made:
+        assert made.metadata.required("llmrun.quantize.method", str) == "awq"
+        assert made.metadata.required("quantize.imatrix.file", str) == str(imatrix)
+    assert cli("quantize", tiny, tmp_path / "t.gguf", "--target-bpw", 7, "--imatrix", imatrix, "-f", text).code == 0
+    with GgufFile.open(tmp_path / "t.gguf") as made:
+        assert made.metadata.required("llmrun.quantize.method", str) == "awq"
+
+
+@pytest.mark.parametrize("by_imatrix", [False, True])
+def test_a_card_of_scaled_weights_names_no_tensors(cli, tiny, text, imatrix, tmp_path, by_imatrix):
+    more = ("--imatrix", imatrix) if by_imatrix else ("-f", text)
+    result = cli("quantize", tiny, tmp_path / "o.gguf", "Q4_0", "--method", "awq", *more, "--quality-text", text)
     assert result.code == 0, result.err
     assert "quality: KL divergence" in result.err
     assert "worst tensors" not in result.err
@@ -159,7 +183,7 @@ def test_a_full_disk_is_told_before_the_work(cli, tiny, text, tmp_path, monkeypa
     ("arguments", "message"),
     [
         (("--method", "magic"), "expected one of rtn, imatrix, awq, gptq, awq+gptq"),
-        (("-f", "text"), "a text is for the methods"),
+        (("-f", "text"), "a text is for methods that measure"),
         (("--method", "awq", "--chunks", 0), "0 chunks"),
         (("--method", "awq", "-f", "missing"), "missing: No such file"),
         (("--method", "awq", "-f", "short"), "expected at least"),
@@ -172,3 +196,16 @@ def test_refusals_are_one_line(cli, tiny, text, tmp_path, monkeypatch, arguments
     assert result.code in (1, 2)
     assert message in result.lines[-1], result.err
     assert files(tmp_path) == ["short", "text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--method", "gptq"), "gptq measures what matters itself; for rtn and awq this can be given"),
+        (("--method", "awq", "-f", "text"), "a text is for methods that measure"),
+    ],
+)
+def test_what_excludes_an_importance_matrix_is_said(cli, tiny, imatrix, tmp_path, arguments, message):
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "Q4_0", "--imatrix", imatrix, *arguments)
+    assert (result.code, files(tmp_path)) == (2, ["imatrix", "text"])
+    assert message in result.lines[-1]
