@@ -163,6 +163,12 @@ class ProgramBuilder:
         """Return ``x + y``."""
         return self._append("add", (x, y), self._new("x", x.n_col, x))
 
+    def concat(self, x: Buffer, y: Buffer) -> Buffer:
+        """Return the rows of ``x`` and ``y`` side by side; ``x`` has a multiple of 16 columns."""
+        if x.n_col % 16:
+            raise ValueError(f"a row of {x.n_col} columns cannot come first, expected a multiple of 16")
+        return self._append("concat", (x, y), self._new("concat", x.n_col + y.n_col, x))
+
     def glu(self, gate: Buffer, up: Buffer, activation: str) -> Buffer:
         """Return ``activation(gate) * up``; the activation is "silu" or "gelu"."""
         return self._append("glu", (gate, up), self._new("ffn", gate.n_col, gate), activation=activation)

@@ -132,6 +132,10 @@ class CheckedExecutor:
         result: F32 = self.buffers[op.reads[0]] + self.buffers[op.reads[1]]
         return result
 
+    def concat(self, op: Op) -> F32:
+        """Put the rows of two buffers side by side."""
+        return np.concatenate([self.buffers[b] for b in op.reads], axis=1)
+
     def add_bias(self, op: Op) -> F32:
         """Add a vector to every row."""
         x = self.buffers[op.reads[0]]
@@ -216,8 +220,8 @@ class _Rows:
 RULES: dict[str, Callable[[CheckedExecutor, Op], Any]] = {
     kind: getattr(CheckedExecutor, kind)
     for kind in (
-        "embed", "scale", "rms_norm", "quantize", "norm_quantize", "matmul", "add", "add_bias", "glu", "softcap",
-        "select", "rope_table", "rope", "kv_store", "attention",
+        "embed", "scale", "rms_norm", "quantize", "norm_quantize", "matmul", "add", "add_bias", "concat", "glu",
+        "softcap", "select", "rope_table", "rope", "kv_store", "attention",
     )
 }  # fmt: skip
 assert PAGE_SLOTS == twin.PAGE_SLOTS

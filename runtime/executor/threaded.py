@@ -251,6 +251,12 @@ def _bind_add(e: ThreadedExecutor, op: Op) -> list[int]:
     return [x.n_col, e.at(x), row_bytes(x), *other, e.at(y), row_bytes(y)]
 
 
+def _bind_concat(e: ThreadedExecutor, op: Op) -> list[int]:
+    first, second, y = *op.reads, op.writes[0]
+    parts = [word for x in (first, second) for word in (x.n_col, e.at(x), row_bytes(x))]
+    return [*parts, e.at(y), row_bytes(y)]
+
+
 def _bind_glu(e: ThreadedExecutor, op: Op) -> list[int]:
     gate, up, y = op.reads[0], op.reads[1], op.writes[0]
     return [
@@ -323,6 +329,7 @@ BINDERS: dict[str, Callable[[ThreadedExecutor, Op], list[int]]] = {
     "rms_norm": _bind_rms_norm,
     "add": _bind_add,
     "add_bias": _bind_add,
+    "concat": _bind_concat,
     "glu": _bind_glu,
     "softcap": _bind_in_place,
     "scale": _bind_in_place,

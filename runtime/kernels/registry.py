@@ -20,7 +20,7 @@ EMBED_FORMATS = tuple(t.name for t in TWINS)
 ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
 SEARCHES = ("search_offset", "search_symmetric", "search_iq4")  # of scales, when a file is quantised
 OTHER = (
-    "quantize", "norm_quantize", "rope_table", "rope", "lead", "work", "probe_read", "probe_dot",
+    "quantize", "norm_quantize", "concat", "rope_table", "rope", "lead", "work", "probe_read", "probe_dot",
 )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
     """
     from . import (
         attention,
+        concat,
         embed,
         kv_store,
         matmul,
@@ -69,6 +70,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
     builders: dict[str, Callable[[Target], Kernel]] = {
         "quantize": quantize.quantize_kernel,
         "norm_quantize": quantize.norm_quantize_kernel,
+        "concat": concat.concat_kernel,
         "rope_table": rope.rope_table_kernel,
         "rope": rope.rope_kernel,
         "lead": program_loop.lead_kernel,

@@ -142,6 +142,24 @@ def test_softcap_and_scale(machine, target_name, n_col, number):
 
 
 @pytest.mark.parametrize("target_name", WHOLE_TARGETS)
+@pytest.mark.parametrize(("n_first", "n_second"), [(16, 1), (16, 33), (576, 64), (32, 576)])
+def test_concat(machine, target_name, n_first, n_second):
+    x, other = values("x", n_first), values("other", n_second)
+    b, buffer = builder(n_first)
+    second = b._new("second", n_second)
+    y = b.concat(buffer, second)
+    b.output("y", y)
+    bound = Bound(machine, target_name, b.build(1), MemoryWeights(), n_tok=N_TOK)
+    check(bound, "concat", [(buffer, x), (second, other)], y, np.concatenate([x, other], axis=1))
+
+
+def test_concat_takes_whole_vectors_first():
+    b, buffer = builder(33)
+    with pytest.raises(ValueError, match="33 columns cannot come first"):
+        b.concat(buffer, buffer)
+
+
+@pytest.mark.parametrize("target_name", WHOLE_TARGETS)
 def test_select_keeps_the_wanted_rows(machine, target_name):
     n_tok, n_col, wanted = 9, 33, (0, 3, 4, 8)
     x = rng_for("select").normal(size=(n_tok, n_col)).astype(np.float32)
