@@ -22,6 +22,7 @@ from .batch import Batch
 from .executor.team import Team
 from .executor.threaded import ThreadedExecutor, kernels_of
 from .fuse import fuse, lower
+from .hidden_states import HiddenStates
 from .kernels.kernel_set import KernelSet
 from .kernels.layout import DEFAULT_KV_TYPE, KV_TYPES, PAGE_SLOTS
 from .kv_cache import KvPages, KvSequence
@@ -89,9 +90,11 @@ class Engine:
         self.isa: str = parts["isa"]
         self.notices: list[str] = parts["notices"]
         self.executor: ThreadedExecutor = parts["executor"]
+        self._outputs = self.executor.program.outputs  # what is left of a pass where nothing is watched
         self.pages: KvPages = parts["pages"]
         self.team: Team = parts["team"]
         self.draft: DraftModel | None = None
+        self.hidden: HiddenStates | None = None  # what a draft looks at, None where none does
         self.lock = threading.Lock()  # one pass at a time
         self._speeds: tuple[StepCosts, SpeedFile] | None = None
 
@@ -235,6 +238,15 @@ class Engine:
         """
         self._file.check_mapped()
         self.executor.run(batch, is_long=batch.n_tok > LONG_PASS_TOKENS)
+        if self.hidden is not None:
+            self.hidden.keep(self.executor, batch)
+
+    def watch(self, layers: Sequence[int]) -> None:
+        """Keep from now on what these layers are given (``hidden``), of new sessions; none: of no layer any more."""
+        with self.lock:
+            self.hidden = HiddenStates(self.executor.program, layers) if layers else None
+            watched = {} if self.hidden is None else self.hidden.outputs
+            self.executor = self.executor.with_outputs({**self._outputs, **watched})
 
     def pass_costs(self) -> tuple[StepCosts, SpeedFile]:
         """Return what passes take on this machine, and where that is kept."""

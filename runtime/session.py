@@ -98,6 +98,8 @@ class Session:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._sequence = KvSequence(engine.pages, engine.n_ctx)
+        if engine.hidden is not None:
+            engine.hidden.follow(self._sequence)
         self.tokens: list[int] = []
         self.stats = GenerationStats()
         self._verifier = Verifier(engine, self._sequence, self.tokens)

@@ -7,6 +7,7 @@ a record of addresses and numbers. A pass then is one call into compiled code.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,7 @@ class ThreadedExecutor:
         n_out: int,
     ) -> None:
         self.program, self.n_tok, self.n_out = program, n_tok, n_out
-        self._weights, self._pages, self._team = weights, pages, team
+        self._weights, self._pages, self._kernels, self._team = weights, pages, kernels, team
         self._plan = plan(program, n_tok, n_out)
         self._arena = aligned_array(self._plan.n_bytes // 8 + 8)
         self._keep: list[Any] = []
@@ -106,6 +107,18 @@ class ThreadedExecutor:
             record[BARRIER_WORD] = has_barrier
         # Without wanted outputs the tail of the program has nothing to do.
         self._n_op_body = next((i for i, op in enumerate(program.ops) if op.kind == "select"), self._n_op)
+
+    def with_outputs(self, outputs: dict[str, Buffer]) -> ThreadedExecutor:
+        """Return an executor of the same operations that leaves these buffers' rows to be read after a pass."""
+        program = replace(self.program, outputs=outputs)
+        return ThreadedExecutor(
+            program, self._weights, self._pages, self._kernels, self._team, n_tok=self.n_tok, n_out=self.n_out
+        )
+
+    @property
+    def weights(self) -> WeightSource:
+        """What the program's weights are taken from."""
+        return self._weights
 
     @property
     def arena_bytes(self) -> int:
