@@ -41,8 +41,7 @@ from .weights import GgufWeights
 if TYPE_CHECKING:
     from ..formats.metadata import Metadata
     from .chat_template import ChatTemplate
-    from .speculation.draft_model import DraftModel
-    from .speculation.source import DraftSource
+    from .speculation.source import Draft, DraftSource
     from .tokenizer.base import Tokenizer
 
 __all__ = [
@@ -93,7 +92,7 @@ class Engine:
         self._outputs = self.executor.program.outputs  # what is left of a pass where nothing is watched
         self.pages: KvPages = parts["pages"]
         self.team: Team = parts["team"]
-        self.draft: DraftModel | None = None
+        self.draft: Draft | None = None
         self.hidden: HiddenStates | None = None  # what a draft looks at, None where none does
         self.lock = threading.Lock()  # one pass at a time
         self._speeds: tuple[StepCosts, SpeedFile] | None = None
@@ -175,9 +174,9 @@ class Engine:
                 executor=executor, pages=pages, team=team,
             )  # fmt: skip
             if draft is not None:
-                from .speculation.draft_model import DraftModel  # here: it knows most of what this module knows
+                from .speculation.opening import open_draft  # here: it knows most of what this module knows
 
-                engine.draft = DraftModel.open(draft, engine, use_mmap=use_mmap, on_progress=on_progress)
+                engine.draft = open_draft(draft, engine, use_mmap=use_mmap, on_progress=on_progress)
             return engine
         except BaseException:
             if team is not None:
@@ -255,13 +254,9 @@ class Engine:
             self._speeds = file.read(), file
         return self._speeds
 
-    def draft_sources(self) -> list[DraftSource]:
-        """Return new sources of drafts for a session, beside its own text."""
-        if self.draft is None:
-            return []
-        from .speculation.model_source import ModelSource
-
-        return [ModelSource(self.draft, self.lock)]
+    def draft_sources(self, sequence: KvSequence) -> list[DraftSource]:
+        """Return new sources of drafts for a session with its sequence, beside its own text."""
+        return [] if self.draft is None else [self.draft.source(sequence)]
 
     def close(self) -> None:
         """End the threads and close the files."""

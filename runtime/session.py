@@ -205,7 +205,7 @@ class Session:
         if settings.mode == "off" or params.max_tokens == 1:  # the first token is the prompt's
             return None
         if self._controller is None:
-            self._controller = Controller.for_engine(self._engine)
+            self._controller = Controller.for_engine(self._engine, self._sequence)
         self._controller.begin(prompt, answer, settings)
         return self._controller
 

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..kv_cache import KvSequence
-from ..speculation.draft_model import DraftModel
 from ..speculation.loop import verify
+from ..speculation.opening import open_draft
 from ..speculation.settings import SpeculationSettings
+from ..speculation.source import Draft
 from ..texts import DraftPrompt, draft_prompts
 from .drafts import measure_drafts, warm_up
 from .statistics import quantile
@@ -56,13 +57,13 @@ def measure_candidate(
     Raises:
         LlmrunError: the file is no model that llmrun runs, or it does not fit into memory.
     """
-    draft = DraftModel.open(path, engine)
+    draft = open_draft(path, engine)
     try:
         candidate = Candidate(
             path=path,
             packed_bytes=draft.packed_bytes,
-            is_same_vocabulary=draft.vocabulary.is_same,
-            n_shared=draft.vocabulary.n_shared,
+            is_same_vocabulary=draft.is_same_vocabulary,
+            n_shared=draft.n_shared,
             step_price=_step_price(engine, draft),
         )
         engine.draft = draft
@@ -81,21 +82,19 @@ def measure_candidate(
         draft.close()
 
 
-def _step_price(engine: Engine, draft: DraftModel) -> float:
+def _step_price(engine: Engine, draft: Draft) -> float:
     """Return the median ratio of a draft's step and the target's, taken in turn."""
-    own, other = KvSequence(engine.pages, engine.n_ctx), KvSequence(draft.pages, draft.n_ctx)
+    own = KvSequence(engine.pages, engine.n_ctx)
     ratios = []
     try:
         for i in range(N_STEP + 1):
             times = [time.perf_counter()]
             verify(engine, [(own, [0])])
             times.append(time.perf_counter())
-            with engine.lock:
-                draft.run(other, [0], has_output=True)
+            draft.step()
             times.append(time.perf_counter())
             if i:  # the first touches what was never touched
                 ratios.append((times[2] - times[1]) / (times[1] - times[0]))
     finally:
         own.close()
-        other.close()
     return quantile(ratios, 0.5)

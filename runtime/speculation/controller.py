@@ -27,6 +27,7 @@ from .speed_file import SpeedFile
 
 if TYPE_CHECKING:
     from ..engine import Engine
+    from ..kv_cache import KvSequence
 
 RATE_FADE = 0.9
 LEAST_GAIN = 0.02  # tokens
@@ -90,13 +91,13 @@ class Controller:
         self._draft: _Draft | None = None  # what is being verified
 
     @classmethod
-    def for_engine(cls, engine: Engine) -> Controller:
-        """Return the controller of a new session."""
+    def for_engine(cls, engine: Engine, sequence: KvSequence) -> Controller:
+        """Return the controller of a new session, whose tokens a sequence holds."""
         from .calibration import calibrate
         from .ngram import NgramSource
 
         costs, file = engine.pass_costs()
-        return cls([NgramSource(), *engine.draft_sources()], costs, file, partial(calibrate, engine, costs))
+        return cls([NgramSource(), *engine.draft_sources(sequence)], costs, file, partial(calibrate, engine, costs))
 
     def begin(self, prompt: Sequence[int], answer: Answer, settings: SpeculationSettings) -> None:
         """Begin an answer. What the last one has lost is not forgotten."""

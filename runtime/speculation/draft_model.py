@@ -8,6 +8,7 @@ the vocabulary, which in a byte-pair vocabulary are those merged first, the freq
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from ..packing import pack_kernels_of
 from ..program import Buffer, Op, Program
 from ..simd.isa import choose_target
 from .draft_weights import DraftWeights
+from .model_source import N_TOK, ModelSource
 from .vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ Progress = Callable[[str, int, int], None]
 
 N_HEAD_TOKEN = 32768  # rows of the output matrix that are kept of a byte-pair vocabulary
 N_CTX = 4096  # tokens that a draft looks back at most
-N_TOK = 64  # rows of a pass that catches up
 ARENA_BYTES = 32 << 20
 
 
@@ -50,6 +51,7 @@ class DraftModel:
         pages: KvPages,
         kernels: KernelSet,
         vocabulary: VocabularyMap,
+        lock: threading.Lock,
         n_ctx: int,
         packed_bytes: int,
     ) -> None:
@@ -58,7 +60,7 @@ class DraftModel:
         self.path = file.path
         self.token_s = 0.0  # reading one token of a text, as its sources measure it
         self.executor, self.pages, self.vocabulary, self.n_ctx = executor, pages, vocabulary, n_ctx
-        self.packed_bytes = packed_bytes
+        self.packed_bytes, self._lock = packed_bytes, lock
 
     @classmethod
     def open(
@@ -111,10 +113,34 @@ class DraftModel:
             file.check_unchanged()
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=1)
-            return cls(file, executor, pages, kernels, vocabulary, n_ctx, weights.packed_bytes(streamed))
+            packed_bytes = weights.packed_bytes(streamed)
+            return cls(file, executor, pages, kernels, vocabulary, target.lock, n_ctx, packed_bytes)
         except BaseException:
             file.close()
             raise
+
+    @property
+    def is_same_vocabulary(self) -> bool:
+        """Whether it has the target's tokens with the same ids."""
+        return self.vocabulary.is_same
+
+    @property
+    def n_shared(self) -> int:
+        """Tokens that it can draft."""
+        return self.vocabulary.n_shared
+
+    def source(self, sequence: KvSequence) -> ModelSource:  # noqa: ARG002  # it reads the text
+        """Return a new source for a session."""
+        return ModelSource(self, self._lock)
+
+    def step(self) -> None:
+        """Run one token."""
+        sequence = KvSequence(self.pages, self.n_ctx)
+        try:
+            with self._lock:
+                self.run(sequence, [0], has_output=True)
+        finally:
+            sequence.close()
 
     def run(self, sequence: KvSequence, ids: list[int], *, has_output: bool) -> None:
         """Append tokens to a sequence in one pass; if wanted, the last one's logits are then in the executor."""

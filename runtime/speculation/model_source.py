@@ -6,14 +6,19 @@ import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.errors import LlmrunError
 from ..kv_cache import KvSequence
-from .draft_model import N_TOK, DraftModel
 from .source import Answer, Guess
+
+if TYPE_CHECKING:
+    from .draft_model import DraftModel
+
+N_TOK = 64  # rows of a pass that catches up
 
 # Classes of sureness: how far the picked token's logit is above the best of the others.
 GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)

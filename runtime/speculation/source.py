@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from ..kv_cache import KvSequence
 from ..sampling.chain import Sampler
 from ..sampling.noise import NoiseKey
 
@@ -77,3 +79,32 @@ class DraftSource(Protocol):
 
     def close(self) -> None:
         """Give back what the source holds."""
+
+
+class Draft(Protocol):
+    """A file that was opened to draft for an engine; its sources, one for each session, share it.
+
+    Attributes:
+        path: the file.
+        packed_bytes: of its weights in memory.
+    """
+
+    path: Path
+    packed_bytes: int
+
+    @property
+    def is_same_vocabulary(self) -> bool:
+        """Whether it has the target's tokens with the same ids."""
+
+    @property
+    def n_shared(self) -> int:
+        """Tokens that it can draft."""
+
+    def source(self, sequence: KvSequence) -> DraftSource:
+        """Return a new source for the session whose tokens a sequence holds."""
+
+    def step(self) -> None:
+        """Make one guess of nothing in particular: what that takes is measured."""
+
+    def close(self) -> None:
+        """Close the file; its sources are of no use any more."""

@@ -47,8 +47,8 @@ DRAFTS = {
 class Stubborn:
     """A planner that verifies drafts of every source in turn, of lengths that nobody would choose."""
 
-    def __init__(self, engine, lengths):
-        self._sources = [NgramSource(), *engine.draft_sources()]
+    def __init__(self, engine, sequence, lengths):
+        self._sources = [NgramSource(), *engine.draft_sources(sequence)]
         self._lengths, self._step, self.n_row = lengths, 0, Counter()
 
     def begin(self, prompt, answer, settings):
@@ -139,7 +139,7 @@ def check_case(engine, number):
         drafted = replace(plain, speculation=AUTO)
         assert answer(session, ids, drafted) == want, f"case {number}: speculation changed the answer"
         session.close()
-        session._controller = Stubborn(engine, [rng.randrange(0, 24) for _ in range(5)])
+        session._controller = Stubborn(engine, session._sequence, [rng.randrange(0, 24) for _ in range(5)])
         assert answer(session, ids, drafted) == want, f"case {number}: fixed drafts changed the answer"
     finally:
         session.close()

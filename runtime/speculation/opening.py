@@ -1,0 +1,21 @@
+"""Opening a file that drafts, whatever it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .draft_model import DraftModel, Progress
+from .source import Draft
+
+if TYPE_CHECKING:
+    from ..engine import Engine
+
+
+def open_draft(path: Path, target: Engine, *, use_mmap: bool = True, on_progress: Progress | None = None) -> Draft:
+    """Open a draft for a target, which must stay open as long.
+
+    Raises:
+        LlmrunError: the file cannot draft for this target, or it does not fit into memory.
+    """
+    return DraftModel.open(path, target, use_mmap=use_mmap, on_progress=on_progress)
