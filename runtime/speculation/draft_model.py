@@ -9,36 +9,28 @@ the vocabulary, which in a byte-pair vocabulary are those merged first, the freq
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from ...formats.errors import CapacityError
 from ...formats.gguf import GgufFile
 from ..batch import Batch
-from ..executor.threaded import ThreadedExecutor, kernels_of
+from ..executor.threaded import ThreadedExecutor
 from ..fuse import fuse, lower
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
-from ..memory import available_bytes, gigabytes
 from ..models import build_model
-from ..packing import pack_kernels_of
 from ..program import Buffer, Op, Program
-from ..simd.isa import choose_target
-from .draft_weights import DraftWeights
+from .draft_weights import DraftWeights, Progress
 from .model_source import N_TOK, ModelSource
 from .vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
-Progress = Callable[[str, int, int], None]
-
 N_HEAD_TOKEN = 32768  # rows of the output matrix that are kept of a byte-pair vocabulary
 N_CTX = 4096  # tokens that a draft looks back at most
-ARENA_BYTES = 32 << 20
 
 
 class DraftModel:
@@ -97,24 +89,11 @@ class DraftModel:
             if vocabulary.is_same and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
                 program = cut_head(program, min(n_head_token, hp.n_vocab))
             program = fuse(lower(program))
-            streamed = list(
-                dict.fromkeys(w for op in program.ops if op.kind == "matmul" for w in op.weights if w.n_out)
-            )
             slot_bytes = KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head)
-            needed = weights.packed_bytes(streamed) + n_ctx * slot_bytes + ARENA_BYTES
-            free = available_bytes()
-            if needed > free:
-                raise CapacityError(f"{path}: the draft model needs {gigabytes(needed)}, {gigabytes(free)} free")
-            narrowed = [replace(w, source="") for w in streamed]  # their rows are Q4_0 when they are packed
-            names = kernels_of(program) | pack_kernels_of([*streamed, *narrowed])
-            kernels = KernelSet(names, choose_target(), on_progress=on_progress)
-            weights.pack_with(kernels)
-            weights.load(streamed, on_progress)
-            file.check_unchanged()
+            kernels, n_byte = weights.load_for([program], kv_bytes=n_ctx * slot_bytes, on_progress=on_progress)
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=1)
-            packed_bytes = weights.packed_bytes(streamed)
-            return cls(file, executor, pages, kernels, vocabulary, target.lock, n_ctx, packed_bytes)
+            return cls(file, executor, pages, kernels, vocabulary, target.lock, n_ctx, n_byte)
         except BaseException:
             file.close()
             raise
@@ -175,4 +154,4 @@ def cut_head(program: Program, n: int) -> Program:
         if op.kind == "matmul" and whole in op.writes:
             weights = (replace(weights[0], n_out=n),)
         ops.append(Op(op.kind, exchange(op.reads), exchange(op.writes), weights, op.attributes))
-    return Program(ops, {**program.outputs, "logits": cut}, program.n_layer)
+    return replace(program, ops=ops, outputs={**program.outputs, "logits": cut})

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...formats.errors import CapacityError
 from ...formats.ggml_types import GgmlType, row_bytes
 from ...quant.narrow import TARGET, can_narrow, narrow
 from ...quant.pack_format import ROW_LANES, PackedTensor
+from ..executor.threaded import kernels_of
 from ..kernels.kernel_set import KernelSet
-from ..packing import Pack, packer
-from ..program import Weight
+from ..memory import available_bytes, gigabytes
+from ..packing import Pack, pack_kernels_of, packer
+from ..program import Program, Weight
+from ..simd.isa import choose_target
 from ..weights import GgufWeights
+
+Progress = Callable[[str, int, int], None]
+ARENA_BYTES = 32 << 20
 
 
 class DraftWeights(GgufWeights):
@@ -36,6 +44,34 @@ class DraftWeights(GgufWeights):
             return choose(weight)
 
         self._pack = pack_of
+
+    def load_for(
+        self, programs: Sequence[Program], *, kv_bytes: int, on_progress: Progress | None = None
+    ) -> tuple[KernelSet, int]:
+        """Pack what some programs read in every pass; return kernels that run them, and the bytes of the weights.
+
+        Args:
+            programs: lowered and fused.
+            kv_bytes: that the draft's KV cache will take.
+            on_progress: called as (what, done, total) during long steps.
+
+        Raises:
+            CapacityError: it does not fit into memory.
+            FormatError: the weights are not numbers, or another program has changed the file.
+        """
+        used = dict.fromkeys(w for p in programs for op in p.ops if op.kind == "matmul" for w in op.weights if w.n_out)
+        own = [w for w in used if self.has(w.name)]
+        n_byte, free = self.packed_bytes(own), available_bytes()
+        needed = n_byte + kv_bytes + ARENA_BYTES
+        if needed > free:
+            raise CapacityError(f"{self._path}: the draft model needs {gigabytes(needed)}, {gigabytes(free)} free")
+        narrowed = [replace(w, source="") for w in own]  # their rows are Q4_0 when they are packed
+        names = set[str]().union(*map(kernels_of, programs)) | pack_kernels_of([*own, *narrowed])
+        kernels = KernelSet(names, choose_target(), on_progress=on_progress)
+        self.pack_with(kernels)
+        self.load(own, on_progress)
+        self._file.check_unchanged()
+        return kernels, n_byte
 
 
 def _narrowing(weight: Weight, pack: Pack) -> Pack:

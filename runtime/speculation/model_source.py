@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from ...formats.errors import LlmrunError
 from ..kv_cache import KvSequence
+from .picking import PRIORS, pick
 from .source import Answer, Guess
 
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 N_TOK = 64  # rows of a pass that catches up
 
-# Classes of sureness: how far the picked token's logit is above the best of the others.
-GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)
-PRIORS = (0.2, 0.35, 0.5, 0.6, 0.65, 0.72, 0.8, 0.87, 0.93, 0.97)
 FIRST_WINDOW = 24  # tokens that are read before anything is known of what they cost
 WIDEN = 2  # a window that has proved itself is read anew, so many times as long
 
@@ -70,7 +67,8 @@ class ModelSource:
             self._choose_window()
             self._catch_up()
             while True:
-                token_id, sureness = self._pick(history)
+                row = self._model.vocabulary.row(self._logits)
+                token_id, sureness = pick(self._answer, row, history)
                 yield Guess(token_id, sureness)
                 history.append(token_id)
                 if self._sequence.n_past >= self._model.n_ctx:
@@ -134,12 +132,3 @@ class ModelSource:
             if has_output:
                 self._logits: NDArray[np.float32] = self._model.executor.output("logits", 1)[0].copy()
         self._cached += ids
-
-    def _pick(self, history: Sequence[int]) -> tuple[int, int]:
-        """Return the token that the target's rule gives for the draft's logits, and how sure it is."""
-        row = self._model.vocabulary.row(self._logits)
-        token_id = self._answer.sampler.pick(row, history, self._answer.noise(len(history)))
-        kept, row[token_id] = float(row[token_id]), -np.inf
-        gap = kept - float(row.max())
-        row[token_id] = kept
-        return token_id, bisect_right(GAPS, gap)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .draft_model import DraftModel, Progress
+from .draft_model import DraftModel
+from .draft_weights import Progress
 from .source import Draft
 
 if TYPE_CHECKING:

@@ -1,0 +1,33 @@
+"""How drafting models pick: by the target's own rule, with the target's own noise."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .source import Answer
+
+# Classes of sureness: how far the picked token's logit is above the best of the others.
+GAPS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 9.0)
+PRIORS = (0.2, 0.35, 0.5, 0.6, 0.65, 0.72, 0.8, 0.87, 0.93, 0.97)
+
+
+def pick(answer: Answer, row: NDArray[np.float32], history: Sequence[int]) -> tuple[int, int]:
+    """Return the token that the target's rule gives after a history for a draft's logits, and how sure it is.
+
+    Args:
+        answer: the target's rule.
+        row: logits f32 [n_vocab of the target], -inf where the draft has none; left as it is.
+        history: all tokens before.
+
+    Raises:
+        LlmrunError: the logits are no numbers, or all forbidden.
+    """
+    token_id = answer.sampler.pick(row, history, answer.noise(len(history)))
+    kept, row[token_id] = float(row[token_id]), -np.inf
+    gap = kept - float(row.max())
+    row[token_id] = kept
+    return token_id, bisect_right(GAPS, gap)
