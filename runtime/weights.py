@@ -77,6 +77,7 @@ class GgufWeights(DescribedWeights[TensorInfo]):
         self._packed: dict[Weight, PackedTensor] = {}
         self._memory = Slabs()
         self._tables: dict[str, NDArray[np.uint8]] = {}
+        self._vectors: dict[str, F32] = {}
 
     def _run_type(self, tensor: TensorInfo) -> GgmlType:
         with self._naming_file():
@@ -142,13 +143,15 @@ class GgufWeights(DescribedWeights[TensorInfo]):
         return self._packed[weight]
 
     def values(self, weight: Weight) -> F32:
-        """Return a vector as f32, padded with zeros to a multiple of 32.
+        """Return a vector as f32, padded with zeros to a multiple of 32; it is read the first time and kept.
 
         Raises:
             FormatError: it holds infinite or NaN weights.
         """
-        info = self._file.tensors[weight.name]
-        return self._vector_values(weight, dequantize(info.ggml_type, self._file.data(info)))
+        if weight.name not in self._vectors:
+            info = self._file.tensors[weight.name]
+            self._vectors[weight.name] = self._vector_values(weight, dequantize(info.ggml_type, self._file.data(info)))
+        return self._vectors[weight.name]
 
     def table(self, weight: Weight) -> NDArray[np.uint8]:
         """Return a matrix as the file has it: u8 [n_out, bytes of a row]; where the file is mapped, a view of it."""
