@@ -235,10 +235,18 @@ class Engine:
         Raises:
             FormatError: another program has changed the mapped file, which embeddings are read from.
         """
-        self._file.check_mapped()
+        self.check_mapped()
         self.executor.run(batch, is_long=batch.n_tok > LONG_PASS_TOKENS)
         if self.hidden is not None:
             self.hidden.keep(self.executor, batch)
+
+    def check_mapped(self) -> None:
+        """Check that the mapped file, which embeddings are read from, is as it was.
+
+        Raises:
+            FormatError: another program has changed it.
+        """
+        self._file.check_mapped()
 
     def watch(self, layers: Sequence[int]) -> None:
         """Keep from now on what these layers are given (``hidden``), of new sessions; none: of no layer any more."""

@@ -122,12 +122,13 @@ class ProgramBuilder:
     def __init__(self) -> None:
         self.ops: list[Op] = []
         self.outputs: dict[str, Buffer] = {}
+        self.inputs: list[Buffer] = []
         self._n_buffer: dict[str, int] = {}
         self._tables: dict[Rope, Buffer] = {}
 
     def build(self, n_layer: int) -> Program:
         """Return the finished program."""
-        return Program(self.ops, self.outputs, n_layer)
+        return Program(self.ops, self.outputs, n_layer, tuple(self.inputs))
 
     def _new(self, name: str, n_col: int, like: Buffer | None = None, kind: str = "f32") -> Buffer:
         n = self._n_buffer[name] = self._n_buffer.get(name, -1) + 1
@@ -203,6 +204,11 @@ class ProgramBuilder:
     def softcap(self, x: Buffer, cap: float) -> Buffer:
         """Return ``cap * tanh(x / cap)``, in place."""
         return self._append("softcap", (x,), x, cap=cap)
+
+    def input(self, name: str, n_col: int) -> Buffer:
+        """Return rows that the caller fills before a pass: [n_tok, n_col]."""
+        self.inputs.append(self._new(name, n_col))
+        return self.inputs[-1]
 
     def output(self, name: str, x: Buffer) -> None:
         """Name a buffer that the caller reads after the pass."""

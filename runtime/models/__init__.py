@@ -5,7 +5,7 @@ from __future__ import annotations
 from ...formats.errors import FormatError
 from ...formats.metadata import Metadata
 from ..weights import WeightSource
-from . import gemma, llama, phi3
+from . import eagle3, gemma, llama, phi3
 from .model import Model
 
 ARCHITECTURES = {
@@ -30,6 +30,8 @@ def build_model(meta: Metadata, weights: WeightSource, n_ctx: int | None) -> Mod
         FormatError: the architecture is unknown, or a key or tensor is missing or has a wrong shape.
     """
     name = meta.required("general.architecture", str)
+    if name == eagle3.ARCHITECTURE:
+        raise FormatError(f"{meta.path}: a draft head, not a model: give it beside its model, with --draft")
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
         raise FormatError(f"{meta.path}: architecture {name!r} is not supported, expected one of {known}")

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...formats.gguf import GgufFile
+from ..models.eagle3 import is_head
 from .draft_model import DraftModel
 from .draft_weights import Progress
+from .head_model import HeadModel
 from .source import Draft
 
 if TYPE_CHECKING:
@@ -19,4 +22,6 @@ def open_draft(path: Path, target: Engine, *, use_mmap: bool = True, on_progress
     Raises:
         LlmrunError: the file cannot draft for this target, or it does not fit into memory.
     """
-    return DraftModel.open(path, target, use_mmap=use_mmap, on_progress=on_progress)
+    with GgufFile.open(path, use_mmap=use_mmap) as file:
+        kind: type[DraftModel | HeadModel] = HeadModel if is_head(file.metadata) else DraftModel
+    return kind.open(path, target, use_mmap=use_mmap, on_progress=on_progress)

@@ -4,6 +4,7 @@ import pytest
 
 from llmrun.runtime.engine import Engine
 
+from ...tiny_heads import HEADS, write_head
 from ..machine import BEST
 
 
@@ -22,3 +23,22 @@ def targets(machine, tiny_path):
     yield target
     for engine in engines.values():
         engine.close()
+
+
+@pytest.fixture(scope="module")
+def target(machine, tiny_path):
+    machine.kernels(BEST)
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=160, n_threads=1, n_ubatch=32) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def head_path(tmp_path_factory):
+    """Return a function that writes a head once: (name, type)."""
+    folder = tmp_path_factory.mktemp("heads")
+
+    def path(name, ggml_type="F32"):
+        place = folder / f"{name}-{ggml_type}.gguf"
+        return place if place.exists() else write_head(place, HEADS[name], ggml_type)
+
+    return path
