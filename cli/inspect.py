@@ -18,6 +18,8 @@ from .render.text import count, escaped, size
 if TYPE_CHECKING:
     from ..formats.gguf import GgufFile, TensorInfo
     from ..formats.metadata import Metadata
+    from ..runtime.models.eagle3 import Head
+    from ..runtime.speculation.head_weights import HeadWeights
 
 MAX_SHOWN_TEXT = 100
 MAX_SHOWN_ITEMS = 6
@@ -65,7 +67,38 @@ def _summary(file: GgufFile) -> list[tuple[str, str]]:
         rows.append(("chat template", f"{len(template)} characters, sha256 {digest}"))
     else:
         rows.append(("chat template", "none: prompts are continued as they are"))
-    return rows + _quality_rows(metadata)
+    return rows + _head_rows(file) + _quality_rows(metadata)
+
+
+def _head(file: GgufFile) -> tuple[Head, HeadWeights] | None:
+    """Return the draft head in a file and its weights, as far as they are known without its target."""
+    from ..runtime.models.eagle3 import is_head
+    from ..runtime.speculation.head_model import read_head
+    from ..runtime.speculation.head_weights import HeadWeights
+
+    if not is_head(file.metadata):
+        return None
+    weights = HeadWeights(file, None)
+    return read_head(file, weights, None)[0], weights
+
+
+def _head_rows(file: GgufFile) -> list[tuple[str, str]]:
+    try:
+        found = _head(file)
+    except LlmrunError as error:
+        return [("draft head", f"cannot be used: {error}")]
+    if found is None:
+        return []
+    head, weights = found
+    hp, first = head.hparams, ", ".join(map(str, head.layers))
+    n_draft = head.step.outputs["logits"].n_col
+    shared = [name for name in ("token_embd.weight", "output.weight") if not weights.has(name)]
+    return [
+        ("draft head", f"EAGLE-3, for a model {head.n_embd_target} wide with {hp.n_vocab} tokens (--draft)"),
+        ("looks at", f"what layers {first} are given"),
+        ("drafts", f"{n_draft} of {hp.n_vocab} tokens"),
+        ("of its model", ", ".join(shared) if shared else "nothing: embeddings and output matrix are its own"),
+    ]
 
 
 def _quality_rows(metadata: Metadata) -> list[tuple[str, str]]:
@@ -141,9 +174,14 @@ def _record(file: GgufFile, *, with_tensors: bool, with_program: bool) -> dict[s
 
 def _program_lines(file: GgufFile) -> list[str]:
     from ..runtime.engine import load_program
+    from ..runtime.fuse import fuse, lower
     from ..runtime.weights import GgufWeights
 
-    return str(load_program(file, GgufWeights(file), None)[1]).splitlines()
+    found = _head(file)
+    if found is None:
+        return str(load_program(file, GgufWeights(file), None)[1]).splitlines()
+    programs = (fuse(lower(program)) for program in (found[0].fuse, found[0].step))
+    return "\n\n".join(map(str, programs)).splitlines()
 
 
 def _memory_size(file: GgufFile) -> str:
@@ -153,6 +191,10 @@ def _memory_size(file: GgufFile) -> str:
 
     weights = GgufWeights(file)
     try:
+        found = _head(file)
+        if found is not None:
+            matrices = [w for part in (found[0].fuse, found[0].step) for w in streamed_weights(part)]
+            return size(found[1].packed_bytes(w for w in matrices if found[1].has(w.name)))
         _, program = load_program(file, weights, None, is_fused=False)
     except LlmrunError as error:
         return f"cannot be run: {error}"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ..tiny_gguf import write_gguf
+from ..tiny_heads import HEADS, write_head
 from ..tiny_models import N_VOCAB, tiny_model_path
 
 TEXT = "hello  wörld <|im_end|>\n🎉"
@@ -34,6 +35,29 @@ def test_inspect_lists_tensors_and_program(cli, tiny):
     program = cli("inspect", tiny, "--program").out
     assert "embed(@token_embd.weight" in program
     assert "output logits" in program
+
+
+def test_inspect_a_draft_head(cli, tmp_path):
+    path = write_head(tmp_path / "head.gguf", HEADS["d2t"])
+    result = cli("inspect", path, "--program")
+    assert (result.code, result.err) == (0, "")
+    lines = (line.partition("  ") for line in result.out.splitlines())
+    rows = {name.strip(): value.strip() for name, _, value in lines}
+    assert rows["draft head"] == "EAGLE-3, for a model 64 wide with 301 tokens (--draft)"
+    assert rows["looks at"] == "what layers 0, 1, 2 are given"
+    assert rows["drafts"] == "90 of 301 tokens"
+    assert rows["of its model"] == "token_embd.weight"
+    assert rows["size in memory"].endswith("kB")
+    assert result.out.count("output state") == 2  # of the target's rows, of its own layer
+    assert "embed(@target.token_embd.weight:?)" in result.out
+    assert "own" in cli("inspect", write_head(tmp_path / "own.gguf", HEADS["own"])).out
+
+
+def test_inspect_a_draft_head_that_is_none(cli, tmp_path):
+    path = write_head(tmp_path / "head.gguf", HEADS["plain"], replaced={"fc.weight": None})
+    result = cli("inspect", path)
+    assert (result.code, result.err) == (0, "")
+    assert f"cannot be used: {path}: tensor 'fc.weight' is missing" in result.out
 
 
 def test_inspect_json(cli, tiny):
