@@ -45,6 +45,20 @@ class Job:
     is_measured: bool
     quality_text: Path | None
 
+    def key_of(self, plan: QuantizePlan) -> str | None:
+        """Return a hash of all that the result's quality depends on; None where it is made in seconds."""
+        if self.calibration is None:
+            return None
+        from ..runtime.calibrated_plan import hash_of
+        from .text_input import read_text
+
+        types = {tensor.source.name: tensor.ggml_type.name for tensor in plan.tensors}
+        quality_text = None if self.quality_text is None else read_text(self.quality_text)
+        made = self.calibration
+        return hash_of(
+            plan.checkpoint.path, types, made.method, made.text, made.n_ctx, made.n_chunk, quality_text
+        )  # fmt: skip
+
     def write(self, plan: QuantizePlan, check: Callable[[Measure], Measure] | None = None) -> list[Path]:
         """Write the file of a plan and return its paths.
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..quant.quality_card import QualityCard
     from ..quant.quantize_plan import QuantizePlan
     from ..quant.target import Target
-    from ..runtime.budget_plan import BudgetPlan, Point, Solver
+    from ..runtime.budget_plan import BudgetPlan, Point
     from .quantize_job import Job, Measure
 
 MOST_TRIES = 3  # of a file whose divergence or speed is not what was estimated
@@ -75,9 +75,9 @@ class TargetPlans:
         from .text_input import read_text
 
         self.target, self._factor = target, 1.0
-        self._journal = journal_path(plan, folder)
+        self._path = journal_path(plan, folder)
         with self.telling_what_is_kept(), ProgressBar("measuring", has_time_left=True) as progress:
-            self._solver: Solver = open_solver(
+            self._solver, self._journal = open_solver(
                 plan, calibration_text() if text is None else read_text(text), folder,
                 search=CompiledSearch(on_progress=progress), n_thread=n_thread, on_progress=progress,
             )  # fmt: skip
@@ -88,13 +88,13 @@ class TargetPlans:
         try:
             yield
         except (KeyboardInterrupt, LlmrunError):
-            if self._journal.exists():
-                print_notes([f"what was measured is kept in {self._journal}: the next run goes on from there"])
+            if self._path.exists():
+                print_notes([f"what was measured is kept in {self._path}: the next run goes on from there"])
             raise
 
     def forget(self) -> None:
         """Remove what was measured: the file is complete."""
-        self._journal.unlink(missing_ok=True)
+        self._journal.remove()
 
     def best(self) -> BudgetPlan:
         """Return the plan by what is known now.
@@ -103,6 +103,15 @@ class TargetPlans:
             ConfigError: the target cannot be reached.
         """
         return self._solver.solve(self.target, self._factor)
+
+    def measured(self, key: str | None) -> float | None:
+        """Return the divergence of a file that an earlier run has made and measured; None where there was none."""
+        return None if key is None else self._journal.choices.get(key)
+
+    def keep(self, key: str | None, divergence: float) -> None:
+        """Keep the divergence of a file for a run that goes on from here."""
+        if key is not None and key not in self._journal.choices:
+            self._journal.add_choice(key, divergence)
 
     def missed(self, factor: float) -> None:
         """Multiply the estimates of divergence, or of seconds a token."""
@@ -137,10 +146,14 @@ def write_within(
     if dry_run or plans.target.kind is not Kind.DIVERGENCE:
         return budget.plan, [] if dry_run else job.write(budget.plan)
     for i in range(MOST_TRIES):
-        check = partial(_checked, budget=budget, is_last=i + 1 == MOST_TRIES)
+        is_last, key = i + 1 == MOST_TRIES, job.key_of(budget.plan)
         try:
-            return budget.plan, job.write(budget.plan, check)
+            known = plans.measured(key)
+            if known is not None and not is_last:
+                raise _MissedError(known)
+            return budget.plan, job.write(budget.plan, partial(_checked, budget=budget, is_last=is_last))
         except _MissedError as missed:
+            plans.keep(key, missed.found)
             print_notes([f"a divergence of {missed.found:.4f} was measured: types are chosen anew"])
             plans.missed(missed.found / budget.chosen.divergence)
             budget = plans.best()

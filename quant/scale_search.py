@@ -85,6 +85,8 @@ class SymmetricShape:
         """Values to try for the weight that is largest in magnitude: near either end of the range."""
         if self.is_iq4:
             low, high = self.v_min + np.linspace(-14, 14, 9), self.v_max + np.linspace(-12, 12, 5)
+        elif self.n_sub == 1:  # wider: nothing later makes good what one column of great importance would have wanted
+            low, high = self.v_min + np.linspace(-2, 2, 13), self.v_max + np.linspace(-1, 1, 7)
         else:
             low, high = self.v_min + np.linspace(-0.9, 0.9, 13), self.v_max + np.linspace(-0.45, 0.45, 4)
         return np.concatenate([low, high]).astype(np.float32)

@@ -89,8 +89,8 @@ def measure_sensitivities(
     search: ScaleSearch,
     n_thread: int,
     on_progress: Progress | None = None,
-) -> Sensitivities:
-    """Return what each matrix of a plan loses by each type.
+) -> tuple[Sensitivities, SensitivityJournal]:
+    """Return what each matrix of a plan loses by each type, and the journal.
 
     Args:
         plan: any plan of the model.
@@ -118,7 +118,8 @@ def measure_sensitivities(
         kinds = [kind.name for kind in (TRIED, *TYPES)]
         key = hash_of(plan.checkpoint.path, VERSION, kinds, names, [list(chunk) for chunk in chunks])
         measure = Sensitivity(runner, TYPES, search=search, n_thread=n_thread, on_progress=on_progress)
-        return measure.measure(chunks, names, SensitivityJournal(path, key))
+        journal = SensitivityJournal(path, key)
+        return measure.measure(chunks, names, journal), journal
 
 
 def journal_path(plan: QuantizePlan, folder: Path) -> Path:
@@ -238,8 +239,8 @@ def open_solver(
     search: ScaleSearch,
     n_thread: int,
     on_progress: Progress | None = None,
-) -> Solver:
-    """Measure a model; arguments as for ``measure_sensitivities``.
+) -> tuple[Solver, SensitivityJournal]:
+    """Measure a model; arguments and the journal as for ``measure_sensitivities``.
 
     Raises:
         ConfigError: it was quantised before.
@@ -247,8 +248,10 @@ def open_solver(
     """
     check_unquantized(plan)
     seconds = seconds_per_weight(TYPES, n_thread, on_progress=on_progress)
-    found = measure_sensitivities(plan, text, folder, search=search, n_thread=n_thread, on_progress=on_progress)
-    return Solver(plan, found, seconds)
+    found, journal = measure_sensitivities(
+        plan, text, folder, search=search, n_thread=n_thread, on_progress=on_progress
+    )
+    return Solver(plan, found, seconds), journal
 
 
 def _is_fixed(plan: QuantizePlan, name: str) -> bool:

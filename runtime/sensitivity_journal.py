@@ -4,7 +4,8 @@
 first line             ``MAGIC`` and a key: what the figures depend on (source, types, text), hashed
 second line            JSON of a ``Progress``, with ``shape`` and ``crc`` of the rows
 rows                   f32, as the last layer left them
-lines behind them      JSON: what else was found, each line for itself; one that is torn does not count
+lines behind them      JSON: what else was found, each line for itself; one that is torn does not count. Files
+                       that were made and measured are among them (``choices``)
 =====================  ======================================================================================
 
 The first three are replaced together (``formats/atomic_file.py``): a run that is killed leaves the state before.
@@ -57,9 +58,13 @@ class SensitivityJournal:
     Args:
         path: the file.
         key: of what is measured; a file with another one is not gone on from.
+
+    Attributes:
+        choices: divergences of whole files by a key of how they were made; known after ``load``.
     """
 
     def __init__(self, path: Path, key: str) -> None:
+        self.choices: dict[str, float] = {}
         self.path, self._head = path, f"{MAGIC} {key}\n".encode()
         self._rows_start, self._shape = 0, (0, 0)
 
@@ -83,9 +88,13 @@ class SensitivityJournal:
         end = file.tell()
         while (line := file.readline(MAX_LINE)).endswith(b"\n"):
             try:
-                progress.found.append(dict(json.loads(line)))
+                values = dict(json.loads(line))
             except ValueError:
                 break
+            if "choice" in values:
+                self.choices[str(values["choice"])] = float(values["divergence"])
+            else:
+                progress.found.append(values)
             end = file.tell()
         file.truncate(end)
         return progress
@@ -133,6 +142,11 @@ class SensitivityJournal:
                 os.fsync(file.fileno())
         except OSError as error:
             raise CapacityError(f"{self.path}: cannot be written: {error.strerror}") from None
+
+    def add_choice(self, key: str, divergence: float) -> None:
+        """Keep what was measured of a whole file; raises as ``add``."""
+        self.choices[key] = divergence
+        self.add({"choice": key, "divergence": divergence})
 
     def remove(self) -> None:
         """Delete the file: it is not needed any more."""

@@ -10,6 +10,7 @@ import pytest
 from llmrun.cli.render.budget_page import round_steps
 from llmrun.formats.gguf import GgufFile
 from llmrun.runtime import budget_plan
+from llmrun.runtime.calibrated import CalibratedTensors
 from llmrun.runtime.texts import calibration_text
 
 from ..models.off_grid import move_off_grid
@@ -78,6 +79,31 @@ def test_a_divergence_is_measured_and_chosen_anew_where_it_misses(cli, tiny, tmp
     run(cli, tiny, tmp_path, "--target-kld", 0.02, "--method", "imatrix", "--quality-text", tmp_path / "text")
     with GgufFile.open(tmp_path / "out.gguf") as file:
         assert 0.01 < file.metadata.required("llmrun.quality.kld_mean", float) <= 0.0204
+
+
+def test_a_run_that_ends_in_its_second_file_does_not_make_the_first_again(cli, tiny, tmp_path, monkeypatch):
+    arguments = ("--target-kld", 0.02, "--method", "imatrix", "-f", tmp_path / "text")
+    run_all, n_run = CalibratedTensors.run, []
+
+    def counted(self, chunks):
+        n_run.append(0)
+        if len(n_run) == n_end:
+            raise KeyboardInterrupt
+        run_all(self, chunks)
+
+    monkeypatch.setattr(CalibratedTensors, "run", counted)
+    n_end = 0
+    whole, result = run(cli, tiny, tmp_path, *arguments[:-2])
+    n_whole, expected = len(n_run), whole.read_bytes()
+    assert n_whole > 1
+    whole.unlink()
+    n_run, n_end = [], 2
+    ended = cli("quantize", tiny, whole, *arguments)
+    assert (ended.code, whole.exists()) == (130, False)
+    n_run, n_end = [], 0
+    resumed, again = run(cli, tiny, tmp_path, *arguments[:-2])
+    assert (len(n_run), resumed.read_bytes() == expected) == (n_whole - 1, True)
+    assert again.err.count("chosen anew") == result.err.count("chosen anew")
 
 
 def test_a_speed_is_measured_with_a_plain_file_first(cli, tiny, tmp_path, monkeypatch):
