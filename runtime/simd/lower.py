@@ -51,12 +51,12 @@ class Lowering:
         """Store to an integer address."""
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer()), align=align)
 
-    def prefetch(self, address: ir.Value, locality: int = 3) -> None:
-        """Ask for the cache line at any address, into the first cache (locality 3) or the second (2)."""
+    def prefetch(self, address: ir.Value, cache: int = 1) -> None:
+        """Ask for the cache line at any address, into the first or second cache."""
         kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
         function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
         pointer = self.b.inttoptr(address, I8.as_pointer())
-        self.b.call(function, [pointer, *(ir.Constant(I32, n) for n in (0, locality, 1))])
+        self.b.call(function, [pointer, *(ir.Constant(I32, n) for n in (0, 4 - cache, 1))])
 
     # ---- shapes ------------------------------------------------------------------------------
 

@@ -41,8 +41,9 @@ SCALE, SUM, SUM_0, SUM_1, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1 = 32, 36, 40, 4
 # trace: a chain of sums never is -0 when its products are no finer than 2**-148 (``quantize.SMALLEST``).
 SHIFT = 1.5 * 2.0**23
 
-# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way.
-PREFETCH_BYTES = 8192
+# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way. Tiles of
+# three tokens and more leave it time: they fetch what comes next from there.
+PREFETCH_BYTES, NEXT_BYTES, N_TOK_FOR_NEXT = 8192, 1024, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,14 @@ class _Group:
     p0: Any
     p1: Any
     unpacked: list[list[Any]]  # by vector and part, where all are unpacked first
-    is_streamed: bool  # comes from memory
+    ahead: dict[int, int]  # how many bytes ahead weights are asked for, and into which cache
 
     @classmethod
-    def at(cls, low: Lowering, quants: WeightBytes, offset: int, p0: Any, p1: Any, *, is_streamed: bool) -> _Group:
-        """Return the group whose quants lie at these addresses; ``is_streamed``: ask for later ones too."""
-        group = cls(quants, offset, p0, p1, [], is_streamed)
+    def at(
+        cls, low: Lowering, quants: WeightBytes, offset: int, p0: Any, p1: Any, ahead: dict[int, int] | None = None
+    ) -> _Group:
+        """Return the group whose quants lie at these addresses; ``ahead`` where it comes from memory."""
+        group = cls(quants, offset, p0, p1, [], ahead or {})
         if low.unpacks_first:
             for k in range(8):
                 group.unpacked.append([quants.vector(low, p0, p1, k, p) for p in range(low.n_part)])
@@ -68,12 +71,13 @@ class _Group:
 
     def prefetch(self, low: Lowering, k: int) -> None:
         """Ask for later weights, a fourth of them after each odd vector: between the loads, not all at once."""
-        if not self.is_streamed or k % 2 == 0:
+        if k % 2 == 0:
             return
         parts = ((self.p0, self.quants.bytes_0), (self.p1, self.quants.bytes_1))
         lines = [(address, line) for address, n_byte in parts for line in range(0, n_byte, 64)]
-        for address, line in lines[len(lines) * (k - 1) // 8 : len(lines) * (k + 1) // 8]:
-            low.prefetch(low.at(address, PREFETCH_BYTES + line), locality=2)
+        for distance, cache in self.ahead.items():
+            for address, line in lines[len(lines) * (k - 1) // 8 : len(lines) * (k + 1) // 8]:
+                low.prefetch(low.at(address, distance + line), cache)
 
 
 class _Piece:
@@ -164,6 +168,7 @@ class _Piece:
 def tile_operations(n_tok: int) -> SimpleNamespace:
     """Return the operations of a tile of ``n_tok`` tokens (their accumulator type is ``acc_t``)."""
     acc_t = Vec("f32", 16, n_tok)
+    ahead = {PREFETCH_BYTES: 2} if n_tok < N_TOK_FOR_NEXT else {NEXT_BYTES: 1, PREFETCH_BYTES: 2}
 
     def each(low: Lowering, acc: Any, function: Any) -> Any:
         if n_tok == 1:
@@ -195,7 +200,7 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
 
         @operation(acc_t(acc_t, int64, int64, f32x16, int64))
         def add_products_(low, acc, p0, p1, scale, x):
-            group = _Group.at(low, quants, offset, p0, p1, is_streamed=True)
+            group = _Group.at(low, quants, offset, p0, p1, ahead)
             return by_pieces(low, acc, x, lambda piece: piece.scaled_dots(group, None, scale, is_short=is_short))
 
         return add_products_
@@ -205,7 +210,7 @@ def tile_operations(n_tok: int) -> SimpleNamespace:
 
         @operation(acc_t(acc_t, int64, int64, f32x16, f32x16, int64))
         def add_half_products_(low, acc, p0, p1, scale_0, scale_1, x):
-            group = _Group.at(low, quants, offset, p0, p1, is_streamed=True)
+            group = _Group.at(low, quants, offset, p0, p1, ahead)
 
             def values(piece: _Piece) -> Any:
                 of_first = piece.scaled_dots(group, 0, scale_0, is_short=True)
@@ -282,7 +287,7 @@ def integer_tile(n_tok: int, quants: WeightBytes) -> SimpleNamespace:
     @operation(acc_t(acc_t, int64, int64))
     def add_dots(low, acc, weights, x):
         """Add the exact sum over 32 columns of ``weight * quant`` for every token (records at ``x``)."""
-        group = _Group.at(low, quants, 0, weights, weights, is_streamed=False)
+        group = _Group.at(low, quants, 0, weights, weights)
         parts = range(low.n_part)
         totals = [[low.part(low.b.extract_value(acc, t), p, 16 // low.n_part) for p in parts] for t in range(n_tok)]
         for tokens, piece_parts in low.tile_pieces(n_tok):
