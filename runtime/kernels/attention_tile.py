@@ -20,7 +20,8 @@ from ..simd.isa import Target
 from ..simd.scalar import larger, load_f32, load_i64, smaller, stack_bytes
 from ..simd.tile import RECORD_BYTES, tile_operations
 from ..simd.vector import (
-    add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, max_lanes, maximum, mul, splat, store_f32x16,
+    add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, max_lanes, maximum, mul, prefetch,
+    splat, store_f32x16,
     store_strided, sub, sum_lanes, void, where_between,
 )  # fmt: skip
 from ..simd.weight_bytes import SIGNED_BYTE
@@ -118,20 +119,33 @@ def _softmax_page(scratch, state, record, page_start, n_column):
         store_f32x16(scratch + _FACTORS + 64 * c, factor)
 
 
-_WEIGH_PAGE = void(*[int64] * 6)
+_SCORE, _WEIGH_PAGE = void(*[int64] * 6), void(*[int64] * 7)
+
+
+def _fetch(n_byte: int) -> Any:
+    """Return what asks for the cache lines of so many bytes."""
+
+    @device(void(int64))
+    def fetch(address):
+        for line in range(0, n_byte, 64):
+            prefetch(address + line)
+
+    return fetch
 
 
 def _f16_scores(n_column: int, n_tile: int) -> Any:
     """Return what multiplies ``n_tile`` times 16 keys with all queries."""
     ops = block_operations(n_column, n_tile, halves)
-    zeros, store, add_outer = ops.zeros, ops.store, ops.add_outer(4)
+    zeros, store, add_outer, fetch = ops.zeros, ops.store, ops.add_outer(4), _fetch(32 * n_tile)
 
-    @device(void(int64, int64, int64, int64, int64))
-    def score(keys, tile, n_embd_head, queries, out):
+    @device(_SCORE)
+    def score(keys, tile, n_embd_head, queries, out, ahead):
         keys += 32 * n_embd_head * tile
+        ahead += 32 * n_embd_head * tile
         acc = zeros()
         for i in range(n_embd_head):
             acc = add_outer(acc, keys + 32 * i, 32 * n_embd_head, queries + 4 * n_column * i)
+            fetch(ahead + 32 * n_tile * i)
         store(out, acc)
 
     return score
@@ -140,10 +154,10 @@ def _f16_scores(n_column: int, n_tile: int) -> Any:
 def _q8_0_scores(n_column: int, n_tile: int) -> Any:
     """Return the same for quantised keys: the tile of a Q8_0 matmul."""
     ops = tile_operations(n_column)
-    zeros, store, add_products = ops.zeros, ops.store, ops.add_products(SIGNED_BYTE)
+    zeros, store, add_products, fetch = ops.zeros, ops.store, ops.add_products(SIGNED_BYTE), _fetch(512)
 
-    @device(void(int64, int64, int64, int64, int64))
-    def score(keys, tile, n_embd_head, queries, out):
+    @device(_SCORE)
+    def score(keys, tile, n_embd_head, queries, out, ahead):
         scales = keys + PAGE_SLOTS * n_embd_head
         for t in range(tile, tile + n_tile):
             acc = zeros()
@@ -151,6 +165,7 @@ def _q8_0_scores(n_column: int, n_tile: int) -> Any:
                 quants = keys + 16 * n_embd_head * t + 512 * block
                 scale = load_f16x16(scales + n_embd_head * t + 32 * block)
                 acc = add_products(acc, quants, 0, scale, queries + RECORD_BYTES * n_column * block)
+                fetch(ahead + 16 * n_embd_head * t + 512 * block)
             store(out + 64 * n_column * (t - tile), acc)
 
     return score
@@ -183,9 +198,10 @@ def _weigh(n_column: int, n_vector: int, load_vector: Load, item_bytes: int) -> 
     """Return what adds the weighted values of a page's slots to ``n_vector`` times 16 components of all columns."""
     ops = block_operations(n_column, n_vector, load_vector)
     load, store, scale_by, add_outer = ops.load, ops.store, ops.scale_by, ops.add_outer(64)
+    fetch, step = _fetch(16 * n_vector * item_bytes), 16 * n_vector * item_bytes
 
-    @device(void(*[int64] * 7))
-    def weigh(values, slot_bytes, first, last, weights, factors, out):
+    @device(void(*[int64] * 8))
+    def weigh(values, slot_bytes, first, last, weights, factors, out, ahead):
         acc = scale_by(load(out), factors)
         for tile in range(first // 16, (last + 15) // 16):
             start, stop = larger(first, 16 * tile), smaller(last, 16 * tile + 16)
@@ -194,6 +210,8 @@ def _weigh(n_column: int, n_vector: int, load_vector: Load, item_bytes: int) -> 
                 acc = add_outer(acc, value, 16 * item_bytes, weight)
                 value += slot_bytes
                 weight += 4
+                fetch(ahead)
+                ahead += step
         store(out, acc)
 
     return weigh
@@ -204,13 +222,15 @@ def _f16_weigh_page(n_column: int, n_vector: int) -> Any:
     weigh, weigh_one = _weigh(n_column, n_vector, halves, 2), _weigh(n_column, 1, halves, 2)
 
     @device(_WEIGH_PAGE)
-    def weigh_page(values, n_embd_head, first, last, scratch, state):
+    def weigh_page(values, n_embd_head, first, last, scratch, state, ahead):
         weights, factors, out = scratch + _SCORES, scratch + _FACTORS, state + STATE_VALUES
         whole = n_embd_head // (16 * n_vector) * (16 * n_vector)
         for i in range(0, whole, 16 * n_vector):
-            weigh(values + 2 * i, 2 * n_embd_head, first, last, weights, factors, out + 4 * n_column * i)
+            place = out + 4 * n_column * i
+            weigh(values + 2 * i, 2 * n_embd_head, first, last, weights, factors, place, ahead + 2 * PAGE_SLOTS * i)
         for i in range(whole, n_embd_head, 16):
-            weigh_one(values + 2 * i, 2 * n_embd_head, first, last, weights, factors, out + 4 * n_column * i)
+            place = out + 4 * n_column * i
+            weigh_one(values + 2 * i, 2 * n_embd_head, first, last, weights, factors, place, ahead + 2 * PAGE_SLOTS * i)
 
     return weigh_page
 
@@ -221,7 +241,7 @@ def _q8_0_weigh_page(n_column: int, n_vector: int) -> Any:
     weigh = _weigh(n_column, step // 16, signed_bytes, 1)
 
     @device(_WEIGH_PAGE)
-    def weigh_page(values, n_embd_head, first, last, scratch, state):
+    def weigh_page(values, n_embd_head, first, last, scratch, state, ahead):
         factors, out = scratch + _FACTORS, state + STATE_VALUES
         for block in range(n_embd_head // 32):
             scales = values + PAGE_SLOTS * (n_embd_head + 2 * block)
@@ -230,7 +250,8 @@ def _q8_0_weigh_page(n_column: int, n_vector: int) -> Any:
                 for i in range(64 * n_column * tile, 64 * n_column * (tile + 1), 64):
                     store_f32x16(scratch + _SCALED + i, mul(load_f32x16(scratch + _SCORES + i), scale))
             for i in range(32 * block, 32 * block + 32, step):
-                weigh(values + i, n_embd_head, first, last, scratch + _SCALED, factors, out + 4 * n_column * i)
+                place = out + 4 * n_column * i
+                weigh(values + i, n_embd_head, first, last, scratch + _SCALED, factors, place, ahead + PAGE_SLOTS * i)
 
     return weigh_page
 
@@ -271,6 +292,7 @@ def segment_operations(kv_type: str, n_column: int, target: Target) -> SimpleNam
         n_embd_head, page_bytes = load_i64(record + 32), load_i64(record + 88)
         head = head_bytes * n_embd_head * head_kv
         first_keys, first_values = load_i64(record + 72) + head, load_i64(record + 80) + head
+        last_page = larger(0, (load_i64(row + ROW_VISIBLE_STOP) - 1) // PAGE_SLOTS)
         for page in range(start // PAGE_SLOTS, (stop + PAGE_SLOTS - 1) // PAGE_SLOTS):
             page_start = page * PAGE_SLOTS
             first, last = larger(start - page_start, 0), smaller(stop - page_start, PAGE_SLOTS)
@@ -281,8 +303,9 @@ def segment_operations(kv_type: str, n_column: int, target: Target) -> SimpleNam
                 keys, values = scratch + _KEYS, scratch + _KEYS + _PAGE_BYTES
                 gather(row, first_keys, first_values, page_bytes, page_start, n_embd_head, keys)
             for tile in range(first // 16 // n_vector * n_vector, (last + 15) // 16, n_vector):
-                score(keys, tile, n_embd_head, scratch + QUERIES, scratch + _SCORES + score_step * tile)
+                score(keys, tile, n_embd_head, scratch + QUERIES, scratch + _SCORES + score_step * tile, values)
             _softmax_page(scratch, state, record, page_start, n_column)
-            weigh(values, n_embd_head, first, last, scratch, state)
+            next_page = page_bytes * load_i64(load_i64(row + ROW_PAGES) + 8 * smaller(page + 1, last_page))
+            weigh(values, n_embd_head, first, last, scratch, state, first_keys + next_page)
 
     return SimpleNamespace(put_query=put_query(n_column), attend=attend)

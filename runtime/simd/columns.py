@@ -34,8 +34,9 @@ def signed_bytes(low: Lowering, address: Any) -> Any:
 
 
 def vectors_for(n_column: int, target: Target) -> int:
-    """Return how many vectors a block of ``n_column`` columns takes at a time: 1, 2 or 4."""
-    return min(MAX_VECTOR, max(1, max(target.widths) // 2 // n_column))
+    """Return how many vectors a block of ``n_column`` columns takes at a time, 1, 2 or 4: as registers allow."""
+    n = max(1, (4 if target.is_arm else max(target.widths)) // n_column)
+    return min(MAX_VECTOR, 1 << n.bit_length() - 1)
 
 
 def block_operations(n_column: int, n_vector: int, load_vector: Load) -> SimpleNamespace:
