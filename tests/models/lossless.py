@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -29,18 +30,24 @@ from llmrun.runtime.texts import draft_prompts
 
 from ..runtime.sampling.all_chains import CHAINS
 from .models import MODELS
-from .random_draft import write_random_draft
+from .random_draft import write_random_draft, write_random_head
 
 OFF, AUTO = SpeculationSettings(mode="off"), SpeculationSettings(mode="auto")
 TEMPERATURES = (0.0, 0.3, 0.8, 1.2)
 N_GEN, N_CTX = 80, 1024
 TARGETS = ("smollm2", "qwen05", "gemma3")
-# "self": the target's own file, whose weights are narrowed; "random": random weights; None: copies of the text alone.
+# "self": the target's own file, whose weights are narrowed; "random": random weights; None: copies of the text alone;
+# "head", "own head": EAGLE-3 heads of random weights, with the target's embeddings and output matrix or their own.
 DRAFTS = {
-    "smollm2": ("self", "random", None, "qwen05"),
-    "qwen05": ("self", "random", None, "smollm2"),
-    "gemma3": ("self", "random", None, "smollm2"),
-    "qwen15": ("qwen05", "random", None, "smollm2"),
+    "smollm2": ("self", "random", None, "qwen05", "head", "own head"),
+    "qwen05": ("self", "random", None, "smollm2", "own head", "head"),
+    "gemma3": ("self", "random", None, "smollm2", "head", "own head"),
+    "qwen15": ("qwen05", "random", None, "smollm2", "own head", "head"),
+}
+RANDOM = {
+    "random": write_random_draft,
+    "head": write_random_head,
+    "own head": partial(write_random_head, n_draft=8000, n_embd=192),
 }
 
 
@@ -93,10 +100,10 @@ class Opened:
             path = None
             if draft == "self":
                 path = self.path(target)
-            elif draft == "random":
-                path = self._scratch / f"{target}-random.gguf"
+            elif draft in RANDOM:
+                path = self._scratch / f"{target}-{draft}.gguf"
                 if not path.exists():
-                    write_random_draft(self.path(target), path)
+                    RANDOM[draft](self.path(target), path)
             elif draft is not None:
                 path = self.path(draft)
             engine = Engine.open(self.path(target), n_ctx=N_CTX, n_threads=n_threads, draft=path)
@@ -146,7 +153,7 @@ def check_case(engine, number):
     return 2 * len(want[0])
 
 
-def check(folder, n_token, *, start=0, minutes=None, targets=TARGETS, say=print):
+def check(folder, n_token, *, start=0, minutes=None, targets=TARGETS, only=None, say=print):
     """Run cases until so many ids were compared or the time is over; return (ids, next case's number)."""
     targets = [name for name in targets if (folder / MODELS[name][0]).is_file()]
     n_id, number, until = 0, start, None if minutes is None else time.monotonic() + 60 * minutes
@@ -158,7 +165,8 @@ def check(folder, n_token, *, start=0, minutes=None, targets=TARGETS, say=print)
                 target = targets[group % len(targets)]
                 drafts = DRAFTS[target]
                 draft = drafts[group // len(targets) % len(drafts)]
-                if draft in MODELS and not (folder / MODELS[draft][0]).is_file():
+                is_missing = draft in MODELS and not (folder / MODELS[draft][0]).is_file()
+                if is_missing or (only is not None and draft not in only):
                     number += 6 - place
                     continue
                 n_threads = 1 + (group + group // len(targets)) % 3
@@ -178,10 +186,12 @@ def main():
     parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--targets", default=",".join(TARGETS))
+    parser.add_argument("--drafts", help="only these, by name, separated by commas")
     options = parser.parse_args()
     n_id, number = check(
-        options.models, options.tokens, start=options.start, minutes=options.minutes, targets=options.targets.split(",")
-    )
+        options.models, options.tokens, start=options.start, minutes=options.minutes,
+        targets=options.targets.split(","), only=options.drafts and options.drafts.split(","),
+    )  # fmt: skip
     print(f"{n_id} ids were the same; go on with --start {number}")
     return 0
 
