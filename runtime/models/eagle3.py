@@ -48,6 +48,21 @@ def is_head(meta: Metadata) -> bool:
         return False
 
 
+def watched(meta: Metadata) -> tuple[int, tuple[int, ...]]:
+    """Return the width of the target that a head is made for, and the layers that it looks at.
+
+    Raises:
+        FormatError: a key is missing or out of range.
+    """
+    n_embd_target = bounded(meta, f"{ARCHITECTURE}.target_hidden_size", MAX_EMBD)
+    layers = meta.required(f"{ARCHITECTURE}.target_layers", list[int])
+    if len(layers) != N_WATCHED or not all(0 <= layer <= MAX_LAYER for layer in layers):
+        raise FormatError(
+            f"{meta.path}: {ARCHITECTURE}.target_layers is {layers}, expected {N_WATCHED} layers' numbers"
+        )
+    return n_embd_target, tuple(layers)
+
+
 def build(meta: Metadata, weights: WeightSource, n_draft: int | None, n_ctx: int | None) -> Head:
     """Return the head of a file.
 
@@ -64,14 +79,11 @@ def build(meta: Metadata, weights: WeightSource, n_draft: int | None, n_ctx: int
     hp = HParams.from_metadata(meta)
     if hp.n_layer != 1:
         raise FormatError(f"{meta.path}: {hp.arch}.block_count is {hp.n_layer}, expected 1 in a draft head")
-    n_embd_target = bounded(meta, f"{hp.arch}.target_hidden_size", MAX_EMBD)
-    layers = meta.required(f"{hp.arch}.target_layers", list[int])
-    if len(layers) != N_WATCHED or not all(0 <= layer <= MAX_LAYER for layer in layers):
-        raise FormatError(f"{meta.path}: {hp.arch}.target_layers is {layers}, expected {N_WATCHED} layers' numbers")
+    n_embd_target, layers = watched(meta)
     return Head(
         hparams=hp,
         n_embd_target=n_embd_target,
-        layers=tuple(layers),
+        layers=layers,
         fuse=fuse(meta, weights, hp, N_WATCHED * n_embd_target),
         step=step(meta, weights, hp, n_draft or hp.n_vocab, n_ctx),
     )

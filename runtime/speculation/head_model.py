@@ -78,12 +78,10 @@ class HeadModel:
         """
         file = GgufFile.open(path, use_mmap=use_mmap)
         try:
-            if not VocabularyMap.between(file, target.tokenizer).is_same:
-                raise FormatError(f"{path}: a draft head for another vocabulary than that of {target.info.path}")
+            check_target(file, target)
             weights = HeadWeights(file, target.executor, target.n_threads)
             n_ctx = min(N_CTX, target.n_ctx)
             head, draft_ids = read_head(file, weights, n_ctx)
-            check_target(file, head, target)
             hp = head.hparams
             n_ctx = min(n_ctx, hp.n_ctx_train)
             step = head.step
@@ -184,18 +182,18 @@ def read_head(file: GgufFile, weights: HeadWeights, n_ctx: int | None) -> tuple[
     return head, draft_ids
 
 
-def check_target(file: GgufFile, head: eagle3.Head, target: Engine) -> None:
-    """Check that a head is made for a model of the target's shape.
+def check_target(file: GgufFile, target: Engine) -> None:
+    """Check that a head is made for a model of the target's shape, with its vocabulary.
 
     Raises:
         FormatError: it is not.
     """
-    info = target.info
-    if head.n_embd_target != info.n_embd:
+    info, (n_embd, layers) = target.info, eagle3.watched(file.metadata)
+    if n_embd != info.n_embd:
+        raise FormatError(f"{file.path}: a draft head for models {n_embd} wide, {info.path} is {info.n_embd} wide")
+    if max(layers) > info.n_layer:
         raise FormatError(
-            f"{file.path}: a draft head for models {head.n_embd_target} wide, {info.path} is {info.n_embd} wide"
+            f"{file.path}: a draft head that looks at layers {list(layers)}, {info.path} has {info.n_layer}"
         )
-    if max(head.layers) > info.n_layer:
-        raise FormatError(
-            f"{file.path}: a draft head that looks at layers {list(head.layers)}, {info.path} has {info.n_layer}"
-        )
+    if not VocabularyMap.between(file, target.tokenizer).is_same:
+        raise FormatError(f"{file.path}: a draft head for another vocabulary than that of {info.path}")

@@ -17,7 +17,13 @@ from .test_heads import PROMPT, AffordingSource, opened, params
 
 WRONG = np.arange(90, dtype=np.int64)
 REFUSALS = [
-    ("plain", {"eagle3.target_hidden_size": 96}, {}, "'fc.weight' has shape [64, 192], expected [64, 288]"),
+    ("plain", {"eagle3.target_hidden_size": 96}, {}, "for models 96 wide, "),
+    (
+        "plain",
+        {},
+        {"fc.weight": np.zeros((64, 288), np.float32)},
+        "'fc.weight' has shape [64, 288], expected [64, 192]",
+    ),
     ("plain", {"eagle3.target_hidden_size": None}, {}, "target_hidden_size"),
     ("plain", {"eagle3.target_layers": [0, 1, 4]}, {}, "looks at layers [0, 1, 4], "),
     ("plain", {"eagle3.target_layers": [0, 1]}, {}, "target_layers is [0, 1], expected 3 layers' numbers"),
