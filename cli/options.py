@@ -234,7 +234,7 @@ class SpeculationOptions:
             "-md",
             "--model-draft",
             metavar="MODEL",
-            help="A small model that guesses ahead; the text stays the same.",
+            help="A small model, or an EAGLE-3 head of this one, that guesses ahead; the text stays the same.",
             show_default=False,
         ),
     ] = None

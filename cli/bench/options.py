@@ -224,7 +224,7 @@ class DraftOptions:
             "-md",
             "--model-draft",
             metavar="MODEL",
-            help="With --spec: a small model that guesses ahead.",
+            help="With --spec: a small model or an EAGLE-3 head that guesses ahead.",
             show_default=False,
         ),
     ] = None
