@@ -58,6 +58,7 @@ def _download(repo: str, folder: Path, choose: Callable[[list[str]], list[str]])
     # Its bases are the errors of whichever HTTP library this version of huggingface_hub uses.
     network_errors: tuple[type[BaseException], ...] = (*HfHubHTTPError.__bases__, OSError, ValueError)
 
+    file = repo
     try:
         siblings = HfApi().model_info(repo, files_metadata=True, timeout=30).siblings or []
         sizes = {file.rfilename: file.size or 0 for file in siblings}
@@ -67,11 +68,45 @@ def _download(repo: str, folder: Path, choose: Callable[[list[str]], list[str]])
         target.mkdir(parents=True, exist_ok=True)
         require_space(folder, total)
         shown = ", ".join(names) if len(names) <= _MAX_SHOWN else f"{len(names)} files"
-        say(f"downloading {shown} ({size(total)}) from huggingface.co/{repo} to {target}")
-        return [Path(hf_hub_download(repo, name, local_dir=target)) for name in names]
+        say(f"downloading {shown} ({size(total)}) from {_where(repo)} to {target}")
+        paths = []
+        for name in names:
+            file = f"{repo}/{name}"
+            paths.append(Path(hf_hub_download(repo, name, local_dir=target)))
+        return paths
     except network_errors as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(f"huggingface.co/{repo}: {lines[0] if lines else type(error).__name__}") from None
+        raise ConfigError(f"{_where(file)}: {_reason(error)}") from None
+
+
+def _where(name: str) -> str:
+    """Return where a repository or file is, for messages: the host that ``HF_ENDPOINT`` names, and its name."""
+    endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    return f"{endpoint.removeprefix('https://').rstrip('/')}/{name}"
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong with a download, in one line."""
+    from huggingface_hub import errors
+
+    log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, errors.GatedRepoError):
+        return f"its owner wants terms to be accepted on its page first; then {log_in}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no such repository, or a private one; then {log_in}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        error = error.__cause__ or error
+    elif isinstance(error, errors.EntryNotFoundError):
+        return "no such file, though the repository lists it"
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "not here, and HF_HUB_OFFLINE forbids to fetch it"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.HfHubHTTPError) and status is not None:
+        return f"the server answers with status {status}"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = re.sub(r"^\[Errno -?\d+\] ", "", lines[0]) if lines else type(error).__name__
+    return line if isinstance(error, errors.HFValidationError) else f"cannot be reached: {line}"
 
 
 def choose_checkpoint_files(repo: str, names: list[str]) -> list[str]:
@@ -84,7 +119,7 @@ def choose_checkpoint_files(repo: str, names: list[str]) -> list[str]:
     if "config.json" not in names or not weights:
         pickles = [name for name in names if name.endswith((".bin", ".pth", ".pt"))]
         why = f"has weights only as pickle ({pickles[0]}), which can run code" if pickles else "has no checkpoint"
-        raise ConfigError(f"huggingface.co/{repo}: {why}. Expected config.json and model.safetensors")
+        raise ConfigError(f"{_where(repo)}: {why}. Expected config.json and model.safetensors")
     if "model.safetensors.index.json" in names:
         weights = [name for name in weights if name != "model.safetensors"]
     return [*sorted(name for name in names if _BESIDE.fullmatch(name)), *weights]
@@ -102,12 +137,12 @@ def choose_files(repo: str, names: list[str], quant: str | None) -> list[str]:
         if file_name.endswith(".gguf") and not file_name.startswith("mmproj") and "imatrix" not in file_name:
             by_quant.setdefault(quant_of(file_name) or "", []).append(name)
     if not by_quant:
-        raise ConfigError(f"huggingface.co/{repo}: has no GGUF files")
+        raise ConfigError(f"{_where(repo)}: has no GGUF files")
     if quant is None:
         quant = next((name for name in _PREFERRED if name in by_quant), next(iter(by_quant)))
     files = by_quant.get(quant.upper())
     if files is None:
         found = ", ".join(name or "unnamed" for name in by_quant)
-        raise ConfigError(f"huggingface.co/{repo}: has no {quant}, but: {found}")
+        raise ConfigError(f"{_where(repo)}: has no {quant}, but: {found}")
     parts = [name for name in files if "-of-" in name]
     return parts or files[:1]

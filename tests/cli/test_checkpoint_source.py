@@ -100,7 +100,7 @@ def test_a_repository_is_fetched_once_and_again_when_it_is_not_whole(hub, tmp_pa
 
 
 def test_a_repository_that_cannot_be_reached_is_one_line(hub):
-    with pytest.raises(ConfigError, match=r"huggingface\.co/u/other: Name or service not known"):
+    with pytest.raises(ConfigError, match=r"huggingface\.co/u/other: cannot be reached: Name or service not known"):
         open_source("u/other")
 
 

@@ -195,7 +195,7 @@ def test_pull_from_the_hub_says_what_it_does(cli, fake_hub, tmp_path):
 def test_hub_that_cannot_be_reached_is_one_line(cli, fake_hub):
     result = cli("pull", "u/other")
     assert (result.code, result.out) == (1, "")
-    assert result.err == "error: huggingface.co/u/other: Name or service not known\n"
+    assert result.err == "error: huggingface.co/u/other: cannot be reached: Name or service not known\n"
 
 
 QWEN_QUANTS = ["fp16", "q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0"]
