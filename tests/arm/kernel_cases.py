@@ -239,6 +239,13 @@ class Runner:
         b.output("y", b.matmul(b.embed(Weight("token_embd.weight", 1, x.shape[1], "F32")), matrix))
         self.run(name, fuse(lower(b.build(1))), weights, plain_batch([-1] * N_TOK), x)
 
+    def run_concat(self):
+        """Put rows beside themselves."""
+        b = ProgramBuilder()
+        x = b.embed(Weight("token_embd.weight", 1, N_EMBD, "F32"))
+        b.output("y", b.concat(x, x))
+        self.run("concat", b.build(1), MemoryWeights(), plain_batch([-1] * N_TOK), self.inputs["x"])
+
     def run_layer(self, what, program, weights, kv_type):
         """Run the program with every operation, and again as a whole by a team of threads."""
         batch = rows(self.inputs)
@@ -256,6 +263,7 @@ class Runner:
         for name in PACK_FORMATS:
             self.run_pack(name)
         self.run_searches()
+        self.run_concat()
         program, weights = layer_program(self.inputs)
         plain = lower(program)
         for what, version, kv_type in (("plain", plain, "f16"), ("fused", fuse(plain), "f16"), ("q8", plain, "q8_0")):
