@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -13,7 +14,6 @@ from ...formats.gguf import GgufFile
 from ..batch import Batch
 from ..executor.threaded import ThreadedExecutor
 from ..fuse import fuse, lower
-from ..hidden_states import HiddenStates
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
@@ -79,7 +79,7 @@ class HeadModel:
         file = GgufFile.open(path, use_mmap=use_mmap)
         try:
             check_target(file, target)
-            weights = HeadWeights(file, target.executor, target.n_threads)
+            weights = HeadWeights(file, (target.executor.program, target.executor.weights), target.n_threads)
             n_ctx = min(N_CTX, target.n_ctx)
             head, draft_ids = read_head(file, weights, n_ctx)
             hp = head.hparams
@@ -87,10 +87,7 @@ class HeadModel:
             step = head.step
             if draft_ids is None and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
                 step = cut_head(step, min(n_head_token, hp.n_vocab))
-            head = eagle3.Head(
-                hparams=hp, n_embd_target=head.n_embd_target, layers=head.layers, fuse=fuse(lower(head.fuse)),
-                step=fuse(lower(step)),
-            )  # fmt: skip
+            head = replace(head, fuse=fuse(lower(head.fuse)), step=fuse(lower(step)))
             kv_bytes = n_ctx * KvPages.slot_bytes(1, hp.n_head_kv, hp.n_embd_head)
             kernels, n_byte = weights.load_for([head.fuse, head.step], kv_bytes=kv_bytes, on_progress=on_progress)
             opened = cls(file, head, target, weights, kernels, draft_ids, n_ctx, n_byte)
@@ -112,12 +109,9 @@ class HeadModel:
 
     def source(self, sequence: KvSequence) -> HeadSource:
         """Return a new source for the session whose tokens a sequence holds."""
-        assert self._hidden is not None
-        return HeadSource(self, self._hidden.follow(sequence), self._target.lock)
-
-    @property
-    def _hidden(self) -> HiddenStates | None:
-        return self._target.hidden
+        hidden = self._target.hidden
+        assert hidden is not None, "the head is closed"
+        return HeadSource(self, hidden.follow(sequence), self._target.lock)
 
     def step(self) -> None:
         """Make a state and a guess of zeros."""

@@ -11,8 +11,8 @@ from ...formats.errors import FormatError
 from ...formats.ggml_types import GgmlType
 from ...formats.gguf import GgufFile
 from ...quant.pack_format import PackedTensor
-from ..executor.threaded import ThreadedExecutor
 from ..program import Program, Weight
+from ..weights import WeightSource
 from .draft_weights import DraftWeights
 
 SHARED = ("token_embd.weight", "output.weight")
@@ -25,11 +25,14 @@ class HeadWeights(DraftWeights):
 
     Args:
         file: the head; must stay open.
-        target: runs the model that it is made for; None: only the header is looked at, nothing is loaded.
+        target: program and weights of the model that it is made for; None: only the header is looked at, nothing is
+            loaded.
         n_thread: threads that pack.
     """
 
-    def __init__(self, file: GgufFile, target: ThreadedExecutor | None, n_thread: int | None = None) -> None:
+    def __init__(
+        self, file: GgufFile, target: tuple[Program, WeightSource] | None, n_thread: int | None = None
+    ) -> None:
         super().__init__(file, n_thread)
         self._target = target
         self._borrowed: dict[str, Weight] = {}  # the target's, by the name that they have here
@@ -65,7 +68,7 @@ class HeadWeights(DraftWeights):
         own_name = f"target.{name}"
         if self._target is None:
             return Weight(own_name, n_out, n_in, UNKNOWN)
-        weight = _shared(self._target.program, name)
+        weight = _shared(self._target[0], name)
         if (weight.n_out, weight.n_in) != (n_out, n_in):
             raise FormatError(
                 f"{self._path}: tensor '{name}' is missing, and the target's has shape {[weight.n_out, weight.n_in]},"
@@ -77,13 +80,13 @@ class HeadWeights(DraftWeights):
     def packed(self, weight: Weight) -> PackedTensor:
         """Return a matrix in the kernel layout; the target's whole one for some of its first rows."""
         if self._target is not None and weight.name in self._borrowed:
-            return self._target.weights.packed(self._borrowed[weight.name])
+            return self._target[1].packed(self._borrowed[weight.name])
         return super().packed(weight)
 
     def table(self, weight: Weight) -> NDArray[np.uint8]:
         """Return a matrix as its file has it: u8 [n_out, bytes of a row]."""
         if self._target is not None and weight.name in self._borrowed:
-            return self._target.weights.table(self._borrowed[weight.name])
+            return self._target[1].table(self._borrowed[weight.name])
         return super().table(weight)
 
 
