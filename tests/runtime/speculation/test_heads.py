@@ -234,6 +234,23 @@ def test_a_source_reads_no_more_than_its_budget_allows(target, head_path, few_ro
         session.close()
 
 
+def test_a_window_that_pays_is_widened(target, head_path, monkeypatch):
+    monkeypatch.setattr(head_source, "FIRST_WINDOW", 16)
+    with opened(head_path("plain"), target) as head:
+        session = target.session()
+        truth = [t.token_id for t in session.generate(PROMPT, params(max_tokens=4))]
+        source = HeadSource(head, target.hidden.follow(session._sequence), target.lock)
+        source.begin(PROMPT, session._answer(params()))
+        seen = []
+        for n, budget_s in ((1, 10.0), (2, 10.0), (3, 1000.0), (3, 1000.0)):
+            head.row_s, source.budget_s = 1.0, budget_s
+            next(source.guess(PROMPT + truth[:n]))
+            seen.append((source._start, source._n_read))
+        assert seen == [(30, 10), (30, 11), (18, 24), (18, 24)]  # twice as many, and then enough is read
+        source.close()
+        session.close()
+
+
 # ---- the text ------------------------------------------------------------------------------------------
 
 
