@@ -137,7 +137,6 @@ class Engine:
         file = GgufFile.open(path, use_mmap=use_mmap)
         team: Team | None = None
         try:
-            vocabulary = _Background(lambda: _load_text(file, tokenizer_pre))
             threads = n_threads or default_threads()[0]
             weights = GgufWeights(file, threads)
             model, program = load_program(file, weights, n_ctx, is_fused=is_fused)
@@ -154,10 +153,11 @@ class Engine:
             names = kernels_of(program, kv_type) | pack_kernels_of(streamed_weights(program))
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx_used + PAGE_SLOTS, kv_type)
             kernels = KernelSet(names, target, on_progress=on_progress)
-            weights.pack_with(kernels)
+            team = Team(kernels, threads)
+            vocabulary = _Background(lambda: _load_text(file, tokenizer_pre))
+            weights.pack_with(kernels, team)
             weights.load(streamed_weights(program), on_progress)
             file.check_unchanged()
-            team = Team(kernels, threads)
             executor = ThreadedExecutor(program, weights, pages, kernels, team, n_tok=n_ubatch, n_out=n_out)
             tokenizer, template = vocabulary.result()
             if tokenizer.n_vocab != hp.n_vocab:

@@ -1,14 +1,13 @@
-"""Packing one range of a matrix's row groups, with a look at every scale: by NumPy or by a compiled kernel.
+"""Packing ranges of matrices' row groups, with a look at every scale: by NumPy or by compiled kernels.
 
 ``quant/pack.py`` says what the bytes become, ``kernels/pack.py`` does the same at the speed of memory for the types
-that models mostly have. ``weights.py`` deals the ranges out to threads.
+that models mostly have. ``weights.py`` cuts the matrices of a model into ranges.
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterable
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,9 @@ from ..formats.errors import FormatError
 from ..formats.ggml_types import BLOCK, row_bytes
 from ..quant.pack import pack_rows
 from ..quant.pack_format import ROW_LANES, PackedTensor
+from .executor.team import Team, aligned_array
 from .kernels.kernel_set import KernelSet
-from .kernels.layout import FLOAT_COLUMNS, PACK_FORMATS
+from .kernels.layout import BARRIER_WORD, FLOAT_COLUMNS, PACK_FORMATS, PACK_SPECIAL, RECORD_WORDS
 from .program import Weight
 
 # Exponent bits of infinity and NaN, by the type of the weights or of their scales in a packed part.
@@ -26,6 +26,17 @@ _EXPONENT = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F80_0000}
 
 # pack(packed, the tensor's bytes, first row group, row group after the last)
 Pack = Callable[[PackedTensor, NDArray[np.uint8], int, int], None]
+
+
+class Piece(NamedTuple):
+    """Row groups ``start`` to ``stop`` of a matrix, whose bytes are ``place`` of its tensor's."""
+
+    weight: Weight
+    packed: PackedTensor
+    data: NDArray[np.uint8]  # the whole matrix, as it is in the file
+    start: int
+    stop: int
+    place: slice
 
 
 def pack_finite(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
@@ -61,42 +72,34 @@ def pack_kernels_of(weights: Iterable[Weight]) -> set[str]:
     return {name for w in weights if w.n_out and (name := pack_kernel_of(w))}
 
 
-class PackKernel:
-    """``pack_finite`` as a kernel; calling it leaves Python's lock to other threads."""
+def pack_by_kernels(pieces: Sequence[Piece], kernels: KernelSet, team: Team) -> None:
+    """Pack pieces of matrices that have a kernel as ``pack_finite`` does, all in one call out of Python.
 
-    def __init__(self, kernels: KernelSet, name: str) -> None:
-        self._pack = kernels.function(name, 8, ctypes.c_int64)
+    Packed one by one, small matrices would wait for Python's lock longer than they take: other threads of a start
+    hold it, such as the one that builds the tokenizer.
 
-    def __call__(self, packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
-        """Pack row groups; NumPy takes a last one of fewer than 16 rows.
-
-        Raises:
-            FormatError: a scale or weight is infinite or NaN.
-        """
-        n_whole = min(group_stop, packed.n_row // ROW_LANES)
-        if n_whole < group_stop:
-            pack_finite(packed, data, max(n_whole, group_start), group_stop)
-        if n_whole <= group_start:
-            return
+    Raises:
+        FormatError: a scale or weight is infinite or NaN.
+    """
+    records = aligned_array(len(pieces) * RECORD_WORDS).reshape(-1, RECORD_WORDS)
+    for record, (weight, packed, data, start, stop, _) in zip(records, pieces, strict=True):
+        n_whole = min(stop, packed.n_row // ROW_LANES)
+        if n_whole < stop:  # NumPy takes a last row group of fewer than 16 rows
+            pack_finite(packed, data, max(n_whole, start), stop)
         n_byte = row_bytes(packed.source_type, packed.n_col)
         n_weight = BLOCK[packed.source_type][0]
-        parts = [packed.parts[part.name][group_start:].ctypes.data for part in packed.format.parts]
-        if self._pack(
-            data.ctypes.data + group_start * ROW_LANES * n_byte, n_byte, n_whole - group_start,
-            packed.n_col // (FLOAT_COLUMNS if n_weight == 1 else n_weight), *[*parts, 0, 0, 0][:4],
-        ):  # fmt: skip
-            raise FormatError(not_finite(packed.name))
-
-
-def packer(kernels: KernelSet) -> Callable[[Weight], Pack]:
-    """Return a function that tells how a matrix is packed."""
-    kernel = cache(lambda name: PackKernel(kernels, name))
-
-    def choose(weight: Weight) -> Pack:
-        name = pack_kernel_of(weight)
-        return kernel(name) if name else pack_finite
-
-    return choose
+        parts = [packed.parts[part.name] for part in packed.format.parts]
+        words = [
+            int(data.ctypes.data) + start * ROW_LANES * n_byte, n_byte, max(n_whole - start, 0),
+            packed.n_col // (FLOAT_COLUMNS if n_weight == 1 else n_weight),
+            *(int(part.ctypes.data) + start * part.strides[0] for part in parts),
+        ]  # fmt: skip
+        record[0] = kernels.address(pack_kernel_of(weight))
+        record[2 : 2 + len(words)] = words
+    records[-1, BARRIER_WORD] = 1  # the call returns when all threads are done
+    team.run(int(records.ctypes.data), len(records), 0, is_long=True)
+    for i in np.flatnonzero(records[:, PACK_SPECIAL]).tolist():
+        raise FormatError(not_finite(pieces[i].packed.name))
 
 
 def not_finite(name: str) -> str:

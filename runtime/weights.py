@@ -26,14 +26,16 @@ from ..quant.dequantize import dequantize
 from ..quant.pack_format import PACKED_FORMATS, ROW_LANES, PackedTensor, Slabs, allocate
 from ..quant.widen import run_type
 from .described_weights import DescribedWeights
+from .executor.team import Team
 from .kernels.kernel_set import KernelSet
-from .packing import Pack, pack_finite, packer
+from .packing import Pack, Piece, pack_by_kernels, pack_finite, pack_kernel_of
 from .program import Weight
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
-PACK_BYTES = 2 << 20  # of the file, that a thread packs at a time: a few ms
+PACK_BYTES = 2 << 20  # of the file, that NumPy packs at a time: a few ms
+PASS_BYTES = 16 << 20  # that kernels pack in one call: as long, and as much of the file is resident beside the result
 
 
 class WeightSource(Protocol):
@@ -73,7 +75,7 @@ class GgufWeights(DescribedWeights[TensorInfo]):
         super().__init__(file.path, file.tensors, file.metadata.get("general.architecture"))
         self._file = file
         self._n_thread = n_thread or os.cpu_count() or 1
-        self._pack: Callable[[Weight], Pack] = lambda _: pack_finite
+        self._machine: tuple[KernelSet, Team] | None = None
         self._packed: dict[Weight, PackedTensor] = {}
         self._memory = Slabs()
         self._tables: dict[str, NDArray[np.uint8]] = {}
@@ -83,9 +85,9 @@ class GgufWeights(DescribedWeights[TensorInfo]):
         with self._naming_file():
             return run_type(tensor.name, tensor.ggml_type, self._file.data(tensor))
 
-    def pack_with(self, kernels: KernelSet) -> None:
+    def pack_with(self, kernels: KernelSet, team: Team) -> None:
         """Pack with compiled kernels (those of ``pack_kernels_of``) from now on; without them NumPy packs."""
-        self._pack = packer(kernels)
+        self._machine = kernels, team
 
     def load(self, weights: Iterable[Weight], on_progress: Progress | None = None) -> None:
         """Pack all matrices that are not packed yet, with several threads.
@@ -94,43 +96,63 @@ class GgufWeights(DescribedWeights[TensorInfo]):
             FormatError: one holds infinite or NaN weights.
         """
         wanted = [w for w in dict.fromkeys(weights) if w.n_out and w not in self._packed]
-        total = sum(w.n_out * w.n_in for w in wanted)
-        done = 0
-        started: deque[tuple[Weight, PackedTensor, list[Future[None]]]] = deque()
+        total, done = sum(w.n_out * w.n_in for w in wanted), 0
+
+        def finish(piece: Piece) -> None:
+            nonlocal done
+            self._file.release(self._file.tensors[piece.weight.name], piece.place.start, piece.place.stop)
+            if piece.stop == piece.packed.n_rowgroup:
+                self._packed[piece.weight] = piece.packed
+                done += piece.weight.n_out * piece.weight.n_in
+                if on_progress:
+                    on_progress("loading", done, total)
+
+        with self._naming_file(), _quick_turns():
+            if self._machine is not None:
+                for batch in _batches(self._pieces(filter(pack_kernel_of, wanted), PASS_BYTES)):
+                    pack_by_kernels(batch, *self._machine)
+                    for piece in batch:
+                        finish(piece)
+            self._pack_by_numpy(self._pieces([w for w in wanted if w not in self._packed], PACK_BYTES), finish)
+
+    def _pieces(self, weights: Iterable[Weight], n_byte: int) -> Iterator[Piece]:
+        """Cut matrices, for which memory is set aside, into pieces of about ``n_byte`` bytes of the file."""
+        for weight in weights:
+            info, kind = self._file.tensors[weight.name], GgmlType[weight.packed]
+            packed = allocate(weight.name, kind, weight.n_out, weight.n_in, info.ggml_type, self._memory)
+            n_row_byte = row_bytes(info.ggml_type, weight.n_in)
+            begin, end = weight.row_start * n_row_byte, (weight.row_start + weight.n_out) * n_row_byte
+            data, group_bytes = self._file.data(info)[begin:end], ROW_LANES * n_row_byte
+            step = max(1, n_byte // group_bytes)
+            for start in range(0, packed.n_rowgroup, step):
+                stop = min(start + step, packed.n_rowgroup)
+                place = slice(begin + start * group_bytes, min(begin + stop * group_bytes, end))
+                yield Piece(weight, packed, data, start, stop, place)
+
+    def _pack_by_numpy(self, pieces: Iterable[Piece], finish: Callable[[Piece], None]) -> None:
+        """Pack in a pool of threads."""
+        started: deque[tuple[Piece, Future[None]]] = deque()
         pool = ThreadPoolExecutor(self._n_thread)
+
+        def finish_first() -> None:
+            piece, job = started.popleft()
+            job.result()
+            finish(piece)
+
         try:
-            with self._naming_file(), _quick_turns():
-                while wanted or started:
-                    while wanted and sum(len(jobs) for _, _, jobs in started) < 4 * self._n_thread:
-                        started.append(self._start_packing(wanted.pop(0), pool))
-                    weight, tensor, jobs = started.popleft()
-                    for job in jobs:
-                        job.result()
-                    self._packed[weight] = tensor
-                    done += weight.n_out * weight.n_in
-                    if on_progress:
-                        on_progress("loading", done, total)
+            for piece in pieces:
+                if len(started) == 4 * self._n_thread:
+                    finish_first()
+                pack = self._pack_of(piece.weight)
+                started.append((piece, pool.submit(pack, piece.packed, piece.data, piece.start, piece.stop)))
+            while started:
+                finish_first()
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
 
-    def _start_packing(
-        self, weight: Weight, pool: ThreadPoolExecutor
-    ) -> tuple[Weight, PackedTensor, list[Future[None]]]:
-        info, kind = self._file.tensors[weight.name], GgmlType[weight.packed]
-        tensor = allocate(weight.name, kind, weight.n_out, weight.n_in, info.ggml_type, self._memory)
-        n_byte = row_bytes(info.ggml_type, weight.n_in)
-        begin, end = weight.row_start * n_byte, (weight.row_start + weight.n_out) * n_byte
-        data, pack = self._file.data(info)[begin:end], self._pack(weight)
-
-        def pack_groups(start: int, stop: int) -> None:
-            pack(tensor, data, start, stop)
-            first, last = (begin + group * ROW_LANES * n_byte for group in (start, stop))
-            self._file.release(info, first, min(last, end))
-
-        step = max(1, PACK_BYTES // (ROW_LANES * n_byte))
-        starts = range(0, tensor.n_rowgroup, step)
-        jobs = [pool.submit(pack_groups, a, min(a + step, tensor.n_rowgroup)) for a in starts]
-        return weight, tensor, jobs
+    def _pack_of(self, weight: Weight) -> Pack:  # noqa: ARG002  # a subclass looks at it
+        """Return what packs a matrix that has no kernel."""
+        return pack_finite
 
     def packed(self, weight: Weight) -> PackedTensor:
         """Return a matrix in the kernel layout; it is packed the first time and kept.
@@ -178,12 +200,26 @@ class GgufWeights(DescribedWeights[TensorInfo]):
             raise FormatError(f"{self._file.path}: {error}") from None
 
 
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Put pieces together that make up about ``PASS_BYTES`` of the file."""
+    batch: list[Piece] = []
+    n_byte = 0
+    for piece in pieces:
+        batch.append(piece)
+        n_byte += piece.place.stop - piece.place.start
+        if n_byte >= PASS_BYTES:
+            yield batch
+            batch, n_byte = [], 0
+    if batch:
+        yield batch
+
+
 @contextmanager
 def _quick_turns() -> Iterator[None]:
     """Let threads take turns every 0.5 ms.
 
-    Packing is many short calls outside of Python's lock. After each one it would wait up to 5 ms for a thread that
-    stays inside, such as the one that builds the tokenizer.
+    Packing is calls of a few milliseconds outside of Python's lock. After each one it would wait up to 5 ms for a
+    thread that stays inside, such as the one that builds the tokenizer.
     """
     interval = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)

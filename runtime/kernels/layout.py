@@ -49,6 +49,7 @@ ROW_LANES = 16  # output rows of a matmul tile; f32 rows of every buffer are pad
 TOKEN_GROUP = 16  # tokens whose activation records lie side by side
 # Types that kernels pack (``pack.py``); for IQ4_NL the one of Q4_0 does, which has the same fields.
 PACK_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16")
+PACK_SPECIAL = 10  # word of a packing's record that says whether it saw an infinite or NaN scale
 FLOAT_COLUMNS = 8  # that they pack at once of types whose blocks are single weights
 PAGE_SLOTS = 64  # slots of a KV page
 # Bytes of one column of a key head in a page, keys or values alone, by the type of the cache (``kv_store.py``).

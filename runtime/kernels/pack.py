@@ -3,9 +3,12 @@
 ``quant/pack.py`` is the specification and packs everything else: other types, widened ones, and a last row group of
 fewer than 16 rows. These do nothing but move bits, at the speed of memory, and see infinite scales as they pass.
 
-Every kernel is ``pack(source, row_bytes, n_rowgroup, n_block, part 0 .. part 3) -> special``: addresses of the first
-row group's blocks and of its parts (in the order of ``quant/pack_format.py``), blocks of a row (of 8 columns for F16
-and BF16), and whether a scale (or weight) is infinite or NaN.
+A matrix is an operation like any other, so that one call out of Python packs many, with a team of threads.
+Record words after the two that all share (the number of rows, word 1, is not used):
+
+2 source, 3 bytes of a row, 4 row groups, 5 blocks of a row (of 8 columns for F16 and BF16), 6..9 parts in the order
+of ``quant/pack_format.py``, 10 (written) not 0: a scale (or weight) is infinite or NaN. Source and parts are the
+addresses of the first row group's.
 """
 
 from __future__ import annotations
@@ -20,8 +23,10 @@ from ..simd.pack_words import (
     pack_bits, pack_bits_of_word, pack_bytes_16, pack_crumbs, pack_half, pack_half_pair, pack_halves_8, pack_k_scales,
     pack_nibbles_16, pack_nibbles_32, pack_words_8, special_halves,
 )  # fmt: skip
-from ..simd.vector import any_sign, device, i32x16, int64, or_i32, splat_i32
-from .layout import FLOAT_COLUMNS
+from ..simd.scalar import load_i64, store_i64
+from ..simd.vector import any_sign, device, i32x16, int64, or_i32, splat_i32, void
+from .layout import FLOAT_COLUMNS, PACK_SPECIAL
+from .rows import first_unit
 
 # block(source, row_bytes, index, part 0 .. part 3) packs one block of 16 rows; ``index`` counts blocks of the parts.
 _BLOCK = i32x16(*[int64] * 7)
@@ -117,12 +122,16 @@ def pack_kernel(name: str, _target: Target) -> Kernel:
     n_weight, n_byte = BLOCK[GgmlType[name]]
     block_bytes = n_byte if n_weight > 1 else n_byte * FLOAT_COLUMNS
 
-    def pack(source, row_bytes, n_rowgroup, n_block, p0, p1, p2, p3):
+    def pack(record, batch, worker, n_worker):
+        source, row_bytes, n_rowgroup = load_i64(record + 16), load_i64(record + 24), load_i64(record + 32)
+        n_block = load_i64(record + 40)
+        p0, p1, p2, p3 = load_i64(record + 48), load_i64(record + 56), load_i64(record + 64), load_i64(record + 72)
         special = splat_i32(0)
-        for g in range(n_rowgroup):
+        for g in range(first_unit(n_rowgroup, worker, n_worker), first_unit(n_rowgroup, worker + 1, n_worker)):
             for i in range(n_block):
                 at = source + 16 * row_bytes * g + block_bytes * i
                 special = or_i32(special, block(at, row_bytes, n_block * g + i, p0, p1, p2, p3))
-        return any_sign(special)
+        if any_sign(special) != 0:
+            store_i64(record + 8 * PACK_SPECIAL, 1)
 
-    return Kernel(f"pack_{name.lower()}", int64(*[int64] * 8), pack)
+    return Kernel(f"pack_{name.lower()}", void(*[int64] * 4), pack)

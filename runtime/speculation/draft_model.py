@@ -90,7 +90,9 @@ class DraftModel:
                 program = cut_head(program, min(n_head_token, hp.n_vocab))
             program = fuse(lower(program))
             slot_bytes = KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head)
-            kernels, n_byte = weights.load_for([program], kv_bytes=n_ctx * slot_bytes, on_progress=on_progress)
+            kernels, n_byte = weights.load_for(
+                [program], target.team, kv_bytes=n_ctx * slot_bytes, on_progress=on_progress
+            )
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=1)
             return cls(file, executor, pages, kernels, vocabulary, target.lock, n_ctx, n_byte)

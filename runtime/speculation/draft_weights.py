@@ -12,10 +12,11 @@ from ...formats.errors import CapacityError
 from ...formats.ggml_types import GgmlType, row_bytes
 from ...quant.narrow import TARGET, can_narrow, narrow
 from ...quant.pack_format import ROW_LANES, PackedTensor
+from ..executor.team import Team
 from ..executor.threaded import kernels_of
 from ..kernels.kernel_set import KernelSet
 from ..memory import available_bytes, gigabytes
-from ..packing import Pack, pack_kernels_of, packer
+from ..packing import Pack, pack_finite, pack_kernels_of
 from ..program import Program, Weight
 from ..simd.isa import choose_target
 from ..weights import GgufWeights
@@ -34,24 +35,18 @@ class DraftWeights(GgufWeights):
             return replace(weight, packed=TARGET.name, source=weight.file_type)
         return weight
 
-    def pack_with(self, kernels: KernelSet) -> None:
-        """Pack with compiled kernels."""
-        choose = packer(kernels)
-
-        def pack_of(weight: Weight) -> Pack:
-            if weight.packed == TARGET.name and weight.file_type != TARGET.name:
-                return _narrowing(weight, choose(replace(weight, source="")))
-            return choose(weight)
-
-        self._pack = pack_of
+    def _pack_of(self, weight: Weight) -> Pack:
+        is_narrowed = weight.packed == TARGET.name and weight.file_type != TARGET.name
+        return _narrowing(GgmlType[weight.file_type], weight.n_in) if is_narrowed else super()._pack_of(weight)
 
     def load_for(
-        self, programs: Sequence[Program], *, kv_bytes: int, on_progress: Progress | None = None
+        self, programs: Sequence[Program], team: Team, *, kv_bytes: int, on_progress: Progress | None = None
     ) -> tuple[KernelSet, int]:
         """Pack what some programs read in every pass; return kernels that run them, and the bytes of the weights.
 
         Args:
             programs: lowered and fused.
+            team: the threads that pack.
             kv_bytes: that the draft's KV cache will take.
             on_progress: called as (what, done, total) during long steps.
 
@@ -65,24 +60,23 @@ class DraftWeights(GgufWeights):
         needed = n_byte + kv_bytes + ARENA_BYTES
         if needed > free:
             raise CapacityError(f"{self._path}: the draft model needs {gigabytes(needed)}, {gigabytes(free)} free")
-        narrowed = [replace(w, source="") for w in own]  # their rows are Q4_0 when they are packed
-        names = set[str]().union(*map(kernels_of, programs)) | pack_kernels_of([*own, *narrowed])
+        names = set[str]().union(*map(kernels_of, programs)) | pack_kernels_of(own)
         kernels = KernelSet(names, choose_target(), on_progress=on_progress)
-        self.pack_with(kernels)
+        self.pack_with(kernels, team)
         self.load(own, on_progress)
         self._file.check_unchanged()
         return kernels, n_byte
 
 
-def _narrowing(weight: Weight, pack: Pack) -> Pack:
+def _narrowing(kind: GgmlType, n_in: int) -> Pack:
     """Return what packs rows of the file that are narrowed first."""
-    kind = GgmlType[weight.file_type]
-    n_byte = row_bytes(kind, weight.n_in)
+    n_byte = row_bytes(kind, n_in)
 
     def pack_narrow(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
         start, stop = group_start * ROW_LANES, min(group_stop * ROW_LANES, packed.n_row)
         rows = narrow(kind, data[start * n_byte : stop * n_byte])
         parts = {name: part[group_start:group_stop] for name, part in packed.parts.items()}
-        pack(replace(packed, parts=parts, n_row=stop - start, source_type=TARGET), rows, 0, group_stop - group_start)
+        piece = replace(packed, parts=parts, n_row=stop - start, source_type=TARGET)
+        pack_finite(piece, rows, 0, group_stop - group_start)
 
     return pack_narrow

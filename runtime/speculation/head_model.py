@@ -89,7 +89,9 @@ class HeadModel:
                 step = cut_head(step, min(n_head_token, hp.n_vocab))
             head = replace(head, fuse=fuse(lower(head.fuse)), step=fuse(lower(step)))
             kv_bytes = n_ctx * KvPages.slot_bytes(1, hp.n_head_kv, hp.n_embd_head)
-            kernels, n_byte = weights.load_for([head.fuse, head.step], kv_bytes=kv_bytes, on_progress=on_progress)
+            kernels, n_byte = weights.load_for(
+                [head.fuse, head.step], target.team, kv_bytes=kv_bytes, on_progress=on_progress
+            )
             opened = cls(file, head, target, weights, kernels, draft_ids, n_ctx, n_byte)
             target.watch(head.layers)
             return opened

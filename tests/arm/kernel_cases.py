@@ -27,7 +27,7 @@ from llmrun.runtime.kernels.layout import BATCH_WORDS
 from llmrun.runtime.kernels.probe_records import PROBE_RECORDS, probe_dot_record, probe_read_record
 from llmrun.runtime.kernels.registry import EMBED_FORMATS, MATMUL_FORMATS, PACK_FORMATS, kernel_names
 from llmrun.runtime.kv_cache import KvPages
-from llmrun.runtime.packing import PackKernel
+from llmrun.runtime.packing import Piece, pack_by_kernels
 from llmrun.runtime.program import ProgramBuilder, Rope, Weight
 from llmrun.runtime.scale_search import CompiledSearch
 from llmrun.runtime.simd.isa import TARGETS
@@ -213,8 +213,9 @@ class Runner:
         data = np.ascontiguousarray(self.inputs[f"w.{name}"][:, : n_block * n_byte]).reshape(-1)
         data = np.where(data & 0x44 == 0x44, data & 0xBB, data)  # no float has an exponent of ones
         got, want = (allocate("w", GgmlType[name], N_VOCAB, n_block * n_weight) for _ in range(2))
-        self.used.add(kernel := f"pack_{name.lower()}")
-        PackKernel(self.kernel_set, kernel)(got, data, 0, got.n_rowgroup)
+        self.used.add(f"pack_{name.lower()}")
+        weight = Weight("w", N_VOCAB, n_block * n_weight, name)
+        pack_by_kernels([Piece(weight, got, data, 0, got.n_rowgroup, slice(0))], self.kernel_set, self.team)
         pack_rows(want, data, 0, want.n_rowgroup)
         for part, values in want.parts.items():
             assert np.array_equal(got.parts[part].view(np.uint8), values.view(np.uint8)), (name, part)

@@ -1,5 +1,7 @@
 """Packing kernels give the bytes of ``quant/pack.py``, for any shape, content and share, and see what is no number."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.quant.pack import pack_rows
 from llmrun.quant.pack_format import allocate
 from llmrun.runtime.kernels.layout import PACK_FORMATS
-from llmrun.runtime.packing import PackKernel, pack_finite, pack_kernel_of, pack_kernels_of
+from llmrun.runtime.packing import Piece, pack_by_kernels, pack_finite, pack_kernel_of, pack_kernels_of
 from llmrun.runtime.program import Weight
 
 from ..machine import WHOLE_TARGETS, rng_for
@@ -40,8 +42,14 @@ def poisoned(name, n_row, n_col):
     return packed
 
 
-def kernel(machine, target_name, name, n_row, n_col):
-    return PackKernel(machine.kernels(target_name), pack_kernel_of(weight(name, n_row, n_col)))
+def kernel(machine, target_name, name, n_row, n_col, n_thread=1):
+    """Return the packing of a range by a kernel."""
+    kernels, team = machine.kernels(target_name), machine.team(target_name, n_thread)
+
+    def pack(packed, data, start, stop):
+        pack_by_kernels([Piece(weight(name, n_row, n_col), packed, data, start, stop, slice(0))], kernels, team)
+
+    return pack
 
 
 def assert_same_parts(got, want, what):
@@ -61,14 +69,15 @@ def test_equals_the_specification(machine, target_name, name):
             assert_same_parts(got, want, f"{n_row} x {n_col}")
 
 
+@pytest.mark.parametrize("n_thread", [1, 2, 5])
 @pytest.mark.parametrize("name", FORMATS)
-def test_fills_only_its_row_groups(machine, name):
+def test_fills_only_its_row_groups(machine, name, n_thread):
     n_row, n_col = 90, 256
     data = random_bits(name, n_row, n_col).reshape(-1)
     for start, stop in ((0, 2), (2, 5), (4, 6), (5, 6), (3, 3)):
         want, got = poisoned(name, n_row, n_col), poisoned(name, n_row, n_col)
         pack_rows(want, data, start, stop)
-        kernel(machine, WHOLE_TARGETS[0], name, n_row, n_col)(got, data, start, stop)
+        kernel(machine, WHOLE_TARGETS[0], name, n_row, n_col, n_thread)(got, data, start, stop)
         assert_same_parts(got, want, f"row groups {start} to {stop}")
 
 
@@ -97,6 +106,29 @@ def test_sees_every_scale_that_is_no_number(machine, target_name, name):
                 pack(packed, data.reshape(-1), 0, 4)
             place[:] = kept
     pack(packed, data.reshape(-1), 0, 4)
+
+
+@pytest.mark.parametrize("n_thread", [1, 3])
+def test_packs_many_pieces_in_one_call(machine, n_thread):
+    """Of one matrix and of others; what is wrong with one of them is found."""
+    shapes = [("Q4_1", 95, 96), ("Q8_0", 16, 32), ("Q6_K", 33, 256), ("F16", 7, 64)]
+    pieces, wanted = [], []
+    for name, n_row, n_col in shapes:
+        data, want, got = random_bits(name, n_row, n_col), poisoned(name, n_row, n_col), poisoned(name, n_row, n_col)
+        pack_rows(want, data.reshape(-1), 0, want.n_rowgroup)
+        cuts = [*range(0, got.n_rowgroup, 2), got.n_rowgroup]
+        pieces += [
+            Piece(weight(name, n_row, n_col), got, data.reshape(-1), *cut, slice(0)) for cut in itertools.pairwise(cuts)
+        ]
+        wanted.append(want)
+    kernels, team = machine.kernels(WHOLE_TARGETS[0]), machine.team(WHOLE_TARGETS[0], n_thread)
+    pack_by_kernels(pieces, kernels, team)
+    for piece in pieces:
+        want = next(want for want in wanted if want.format is piece.packed.format)
+        assert_same_parts(piece.packed, want, piece.packed.format.name)
+    pieces[3].data[:2] = 0, 0xFC
+    with pytest.raises(FormatError, match="tensor 'w' holds infinite or NaN weights"):
+        pack_by_kernels(pieces, kernels, team)
 
 
 def test_numpy_packs_what_no_kernel_packs():
