@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from ..formats.record import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexFile:
+class IndexFile(Record, kw_only=True):
     """A model file inside a wheel on a Python package index."""
 
     project: str
@@ -16,8 +15,7 @@ class IndexFile:
     member_suffix: str  # the one member of the wheel that ends like this is the model
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogueModel:
+class CatalogueModel(Record, kw_only=True):
     """A model that ``llmrun pull NAME`` fetches."""
 
     name: str

@@ -6,10 +6,10 @@ terminal and a pipe.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..formats.errors import CapacityError, ConfigError, LlmrunError
+from ..formats.record import Record, replace
 from .conversation import Conversation
 from .generation import check_lossless, generate, stats_line
 from .think import ThinkSplitter, opens_thinking
@@ -46,8 +46,7 @@ class Screen(Protocol):
         """Show the line about an answer's speed."""
 
 
-@dataclass(slots=True)
-class ChatSettings:
+class ChatSettings(Record, frozen=False):
     """What ``/set`` changes.
 
     Attributes:

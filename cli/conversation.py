@@ -6,19 +6,18 @@ import contextlib
 import json
 import os
 import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..formats.errors import ConfigError
+from ..formats.record import Record, field
 
 FORMAT = "llmrun-chat"
 VERSION = 1
 MAX_FILE_BYTES = 64 << 20
 
 
-@dataclass(slots=True)
-class Conversation:
+class Conversation(Record, frozen=False):
     """A system prompt and turns; ``turns`` alternate user, assistant."""
 
     system: str | None = None

@@ -1,7 +1,7 @@
 """How a command declares its arguments and options, and what both parsers read from that.
 
 A command is a function whose parameters are ``Annotated[type, Option(...)]``, ``Annotated[type, Argument(...)]``, or
-a whole group: a dataclass whose fields are declared likewise (``options.py``)::
+a whole group: a record whose fields are declared likewise (``options.py``)::
 
     def run(model: Model, loading: LoadOptions, raw: Annotated[bool, Option("--raw", help="…")] = False) -> None: ...
 
@@ -11,11 +11,12 @@ command lines by itself, because importing and driving Typer takes longer than o
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, Final, get_args, get_origin, get_type_hints
+
+from ..formats.record import Record, defaults_of, fields_of
 
 REQUIRED: Final = inspect.Parameter.empty
 
@@ -90,14 +91,18 @@ def parameters_of(command: Callable[..., None]) -> list[Parameter]:
     hints = get_type_hints(command, include_extras=True)
     found = []
     for name, parameter in inspect.signature(command).parameters.items():
-        if not dataclasses.is_dataclass(hints[name]):
-            found.append(Parameter(name, None, hints[name], parameter.default))
+        hint = hints[name]
+        if not _is_group(hint):
+            found.append(Parameter(name, None, hint, parameter.default))
             continue
-        fields = get_type_hints(hints[name], include_extras=True)
-        found += [
-            Parameter(field.name, name, fields[field.name], field.default) for field in dataclasses.fields(hints[name])
-        ]
+        fields = get_type_hints(hint, include_extras=True)
+        found += [Parameter(key, name, fields[key], defaults_of(hint).get(key, REQUIRED)) for key in fields_of(hint)]
     return found
+
+
+def _is_group(hint: Any) -> bool:
+    """Return whether a parameter takes a whole group."""
+    return isinstance(hint, type) and issubclass(hint, Record)
 
 
 def call(command: Callable[..., None], values: Mapping[str, Any]) -> None:
@@ -109,4 +114,4 @@ def call(command: Callable[..., None], values: Mapping[str, Any]) -> None:
             arguments[parameter.name] = values[parameter.name]
         else:
             arguments.setdefault(parameter.group, {})[parameter.name] = values[parameter.name]
-    command(**{name: hints[name](**v) if dataclasses.is_dataclass(hints[name]) else v for name, v in arguments.items()})
+    command(**{name: hints[name](**v) if _is_group(hints[name]) else v for name, v in arguments.items()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from ..runtime.perplexity import Perplexity
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkOptions(LoadOptions):
+class ChunkOptions(LoadOptions, kw_only=True):
     """How a model is opened, with the context of a chunk."""
 
     ctx_size: Annotated[

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..formats.errors import ConfigError, LlmrunError
+from ..formats.record import replace
 from ..runtime.kernels.layout import DEFAULT_KV_TYPE, KV_TYPES
 from .declare import UsageError
 from .imports import import_engine, start_collector

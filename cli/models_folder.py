@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.errors import ConfigError
+from ..formats.record import Record
 from .catalogue import CATALOGUE
 
 _SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -55,8 +55,7 @@ def quant_of(file_name: str) -> str | None:
     return found[-1].upper() if found else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalModel:
+class LocalModel(Record, kw_only=True):
     """A model in the models folder: one file, or all the files of a split one (the first is opened)."""
 
     name: str

@@ -10,9 +10,9 @@ defaults are those of llama.cpp (``common/arg.cpp``); where it has several spell
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
+from ..formats.record import Record
 from ..runtime.kernels.layout import KV_TYPES
 from .declare import Argument, Option
 
@@ -26,8 +26,7 @@ Model = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadOptions:
+class LoadOptions(Record, kw_only=True):
     """How a model is opened."""
 
     ctx_size: Annotated[
@@ -77,8 +76,7 @@ class LoadOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingOptions:
+class SamplingOptions(Record, kw_only=True):
     """How the next token is chosen and when an answer ends."""
 
     predict: Annotated[
@@ -223,8 +221,7 @@ class SamplingOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeculationOptions:
+class SpeculationOptions(Record, kw_only=True):
     """How several tokens may be computed at once. None of it changes the text."""
 
     draft: Annotated[
@@ -268,8 +265,7 @@ class SpeculationOptions:
     ] = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PromptOptions:
+class PromptOptions(Record, kw_only=True):
     """What the chat template is given besides the conversation."""
 
     system_prompt: Annotated[

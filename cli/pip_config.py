@@ -11,15 +11,15 @@ import configparser
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
+
+from ..formats.record import Record
 
 PYPI = "https://pypi.org/simple"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IndexSettings:
+class IndexSettings(Record, kw_only=True):
     """Package indexes in the order in which to ask them, and how to reach them."""
 
     urls: tuple[str, ...]  # may hold credentials: print them through `without_credentials`

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..formats.errors import ConfigError
+from ..formats.record import replace
 from .checkpoint_source import open_source
 from .declare import Argument, Option, UsageError
 from .imports import import_numpy, start_collector
@@ -186,7 +186,7 @@ def quantize(
     n_thread = threads or default_threads()[0]
     checkpoint = open_source(source, wanted=mixture.default, pre=tokenizer_pre)
     if not isinstance(checkpoint, GgufCheckpoint):  # of a GPTQ or AWQ model: its integers
-        options = dataclasses.replace(options, keeps_quantized=True)
+        options = replace(options, keeps_quantized=True)
     try:
         name = mixture.name if wanted is None else wanted.label
         path = Path(out).expanduser() if out else default_target(checkpoint.path, name)

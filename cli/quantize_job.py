@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..formats.record import Record
 from .quantize_report import print_notes
 from .render.progress import ProgressBar
 from .render.text import escaped
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 Measure = Callable[[Path], "QualityCard"]
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Record):
     """What is to be written, whatever the types.
 
     Attributes:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..formats.errors import ConfigError
+from ..formats.record import Record, replace
 from .chat_loop import Chat, Leave
 from .conversation import Conversation
 from .render.text import count, size
@@ -27,8 +27,7 @@ _ALIASES = {
 _LARGEST_SEED = 2**63 - 1
 
 
-@dataclass(frozen=True, slots=True)
-class SlashCommand:
+class SlashCommand(Record):
     """One command: what it does, and how it is written."""
 
     carry_out: Callable[[Chat, str], None]

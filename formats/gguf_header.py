@@ -17,7 +17,6 @@ Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from struct import Struct, unpack
 
@@ -25,6 +24,7 @@ from .byte_file import ByteFile
 from .errors import FormatError, quote
 from .ggml_types import BLOCK, GgmlType
 from .metadata import DTYPE, Entry, Scalar, ValueType
+from .record import Record
 from .string_offsets import StringTooLongError, find_strings
 
 # Far above what real models hold (262k tokens, 515k merges, 47k tensors in unmerged mixtures), low enough
@@ -50,8 +50,7 @@ _U64 = Struct("<Q")
 _SCALARS = {t: Struct("<" + code) for t, code in zip(DTYPE, "BbHhIifBQqd", strict=True)}
 
 
-@dataclass(frozen=True, slots=True)
-class TensorInfo:
+class TensorInfo(Record):
     """Where one tensor lies.
 
     Attributes:
@@ -76,8 +75,7 @@ class TensorInfo:
         return math.prod(self.shape)
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(Record):
     """What the header of one file says."""
 
     version: int

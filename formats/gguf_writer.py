@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +21,13 @@ from .ggml_types import GgmlType, row_bytes
 from .gguf_header import DEFAULT_ALIGNMENT, MAX_DIMS, MAX_NAME_BYTES
 from .meta_value import MetaValue, Text
 from .metadata import DTYPE, ValueType
+from .record import Record
 
 VERSION = 3
 _MAX_NAME = min(MAX_NAME_BYTES, 63)  # GGML_MAX_NAME, with the zero at its end
 
 
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
+class TensorEntry(Record):
     """One tensor of a file to be written.
 
     Attributes:

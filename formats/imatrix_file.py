@@ -21,7 +21,6 @@ Source: llama.cpp, tools/imatrix/imatrix.cpp (save_imatrix, save_imatrix_legacy)
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from .ggml_types import GgmlType
 from .gguf import GgufFile
 from .gguf_writer import GgufWriter, TensorEntry
 from .meta_value import MetaValue
+from .record import Record, field
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -43,8 +43,7 @@ MAX_FILE_BYTES = 1 << 32
 MAX_NAME_BYTES = 1 << 10
 
 
-@dataclass(slots=True, kw_only=True)
-class ImatrixFile:
+class ImatrixFile(Record, kw_only=True, frozen=False):
     """What such a file holds.
 
     Attributes:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ import numpy.typing as npt
 
 from .errors import FormatError
 from .metadata import DTYPE, Metadata, ValueType
+from .record import Record
 
 Text = str | bytes  # bytes: text from a file that need not be UTF-8
 Value = bool | int | float | Text | list[Text] | npt.NDArray[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class MetaValue:
+class MetaValue(Record):
     """A value or an array.
 
     Attributes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin, overload
@@ -19,6 +18,7 @@ import numpy.typing as npt
 
 from .byte_file import ByteFile
 from .errors import FormatError, quote
+from .record import Record
 from .string_offsets import Offsets
 
 Scalar = int | float | bool
@@ -71,8 +71,7 @@ _ACCEPTS: dict[type, set[ValueType]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Record):
     """Where one value lies.
 
     Attributes:

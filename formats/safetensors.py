@@ -14,7 +14,6 @@ Source: https://github.com/huggingface/safetensors (README, "Format").
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ import numpy.typing as npt
 
 from .byte_file import ByteFile
 from .errors import FormatError, quote
+from .record import Record
 from .strict_json import parse_json
 
 MAX_HEADER_BYTES = 1 << 24
@@ -42,8 +42,7 @@ STORAGE: dict[str, np.dtype[Any]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class SafeTensor:
+class SafeTensor(Record):
     """Where one tensor lies.
 
     Attributes:

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ..formats.errors import ConfigError
 from ..formats.ggml_types import GgmlType
+from ..formats.record import Record, field
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(Record):
     """One type that a matrix can have.
 
     Attributes:
@@ -47,8 +46,7 @@ def seconds_of(option: Option) -> float:
     return option.seconds
 
 
-@dataclass(slots=True)
-class Assignment:
+class Assignment(Record, frozen=False):
     """A type for every matrix.
 
     Attributes:
@@ -78,8 +76,7 @@ class Assignment:
         return {name: option.ggml_type for name, option in self.options.items()}
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(Record):
     steepness: float  # loss that a unit of cost saves
     name: str
     index: int  # of the option on the hull that the step leads to

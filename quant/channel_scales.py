@@ -20,10 +20,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
 
 import numpy as np
 
+from ..formats.record import Record
 from .floats import F32
 from .hessian import Hessian
 
@@ -36,8 +36,7 @@ Quantizer = Callable[[str, F32, F32], F32]
 """(name of the matrix, f32 [n, n_in], importance f32 [n_in]) -> what the file will say instead, f32 [n, n_in]."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fold:
+class Fold(Record):
     """One place where channels can be scaled.
 
     Attributes:

@@ -7,7 +7,6 @@ done with the tensors is planned in ``quantize_plan.py``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +15,12 @@ from ..formats.errors import FormatError, quote
 from ..formats.ggml_types import BLOCK, GgmlType
 from ..formats.gguf import GgufFile, TensorInfo
 from ..formats.meta_value import MetaValue, read_values, text_of
+from ..formats.record import Record
 from .dequantize import DEQUANTIZERS, dequantize
 from .floats import F32, U8
 
 
-@dataclass(frozen=True, slots=True)
-class SourceTensor:
+class SourceTensor(Record):
     """One tensor of a checkpoint; reading is safe from several threads at once.
 
     Attributes:

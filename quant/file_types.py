@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,13 +16,13 @@ from ..formats.errors import ConfigError, FormatError
 from ..formats.file_types import FILE_TYPES
 from ..formats.ggml_types import BLOCK, GgmlType
 from ..formats.meta_value import MetaValue
+from ..formats.record import Record
 from .checkpoint import SourceTensor
 
 T = GgmlType
 
 
-@dataclass(frozen=True, slots=True)
-class FileType:
+class FileType(Record):
     """A mixture.
 
     Attributes:
@@ -69,8 +68,7 @@ def file_type(name: str) -> FileType:
     raise ConfigError(f"{name} {what}, expected one of: {', '.join(MIXTURES)}")
 
 
-@dataclass(frozen=True, slots=True)
-class ModelShape:
+class ModelShape(Record):
     """What the rules need to know of a model.
 
     Attributes:

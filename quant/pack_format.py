@@ -35,7 +35,6 @@ s6, rows innermost (``[n][16 rows]``):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -44,14 +43,14 @@ from numpy.typing import NDArray
 
 from ..formats.errors import FormatError
 from ..formats.ggml_types import BLOCK, GgmlType
+from ..formats.record import Record
 
 ROW_LANES = 16  # output rows side by side in a vector
 PART_ALIGN = 64  # bytes; the widest vector register and a cache line
 SLAB_BYTES = 64 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class PartSpec:
+class PartSpec(Record):
     """One array of a packed format: ``shape = [n_rowgroup, n_col // n_unit, *tail]``."""
 
     name: str
@@ -64,8 +63,7 @@ class PartSpec:
         return (row_groups(n_row), n_col // self.n_unit, *self.tail)
 
 
-@dataclass(frozen=True, slots=True)
-class PackedFormat:
+class PackedFormat(Record):
     """The kernel layout of one GGML type."""
 
     ggml_type: GgmlType
@@ -81,8 +79,7 @@ class PackedFormat:
         return sum(p.dtype.itemsize * prod(p.shape(n_row, n_col)) for p in self.parts)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class PackedTensor:
+class PackedTensor(Record, eq=False):
     """A weight matrix ``[n_row, n_col]`` in the kernel layout."""
 
     name: str

@@ -20,7 +20,6 @@ and then put the figures in their place.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ import numpy as np
 from ..formats.errors import FormatError
 from ..formats.meta_value import MetaValue
 from ..formats.metadata import Metadata, ValueType
+from ..formats.record import Record, field
 
 PREFIX = "llmrun.quality."
 VERSION = 1
@@ -39,8 +39,7 @@ N_WORST = 5
 WORST_BYTES, TEXT_BYTES, HASH_BYTES = 512, 64, 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QualityCard:
+class QualityCard(Record, kw_only=True):
     """The figures of one file; see the table above."""
 
     ppl_base: float

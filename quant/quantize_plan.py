@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from re import Pattern
 
 from ..formats.errors import ConfigError, FormatError, quote
 from ..formats.ggml_types import GgmlType
 from ..formats.gguf_writer import TensorEntry
 from ..formats.meta_value import MetaValue
+from ..formats.record import Record, field, replace
 from .checkpoint import Checkpoint, SourceTensor
 from .dequantize import DEQUANTIZERS
 from .file_types import (
@@ -31,8 +31,7 @@ FLOATS = (GgmlType.F32, GgmlType.F16, GgmlType.BF16, GgmlType.F64)
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuantizeOptions:
+class QuantizeOptions(Record, kw_only=True):
     """What the user wants.
 
     Attributes:
@@ -58,8 +57,7 @@ class QuantizeOptions:
     imatrix: Imatrix | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
+class PlannedTensor(Record):
     """A tensor and the type that it will have."""
 
     source: SourceTensor
@@ -76,8 +74,7 @@ class PlannedTensor:
         return TensorEntry(self.source.name, self.source.shape, self.ggml_type)
 
 
-@dataclass(frozen=True, slots=True)
-class QuantizePlan:
+class QuantizePlan(Record):
     """All tensors of the result, in llama-quantize's order: those outside of layers, then layer by layer, by name.
 
     Attributes:

@@ -16,12 +16,12 @@ weights); the rounds are Lloyd's alternation (least squares for the scales, near
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..formats.record import Record
 from .floats import F32, U8
 from .tables import IQ4_MIDDLES, IQ4_STEPS, IQ4_VALUES
 
@@ -30,8 +30,7 @@ ROUNDS = 3
 _ZERO, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetShape:
+class OffsetShape(Record):
     """Blocks of weights ``d * scale * q - m * low``.
 
     Attributes:
@@ -56,8 +55,7 @@ class OffsetShape:
         return (self.q_max + np.linspace(-1, 1, 11)).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class SymmetricShape:
+class SymmetricShape(Record):
     """Blocks of weights ``d * scale * v``, with ``v`` from ``v_min`` to ``v_max`` or one of ``IQ4_VALUES``.
 
     Attributes:
@@ -92,8 +90,7 @@ class SymmetricShape:
         return np.concatenate([low, high]).astype(np.float32)
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+class Found(Record):
     """What a search found for n blocks.
 
     Attributes:

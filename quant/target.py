@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 
 from ..formats.errors import ConfigError
+from ..formats.record import Record
 
 _UNITS = {
     "": 1,
@@ -30,8 +30,7 @@ class Kind(Enum):
     SPEED = "tokens a second"
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Record):
     """A limit: of bytes or bits from above, of divergence from above, of speed from below."""
 
     kind: Kind

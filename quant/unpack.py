@@ -6,13 +6,13 @@ This is the specification that tests hold kernels and packing against; nothing a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.ggml_types import GgmlType
+from ..formats.record import Record
 from .pack_format import ROW_LANES, PackedTensor
 from .tables import E2M1_VALUES, IQ4_VALUES, e8m0_half
 
@@ -21,8 +21,7 @@ Parts = dict[str, NDArray[Any]]
 Fields = tuple[F32, NDArray[Any], F32 | None]  # scale [n_rowgroup, 16, n_sub], quants, minimum
 
 
-@dataclass(frozen=True, slots=True)
-class SubBlocks:
+class SubBlocks(Record):
     """A quantised matrix as integers and the scales of its sub-blocks: ``w = scale * q + minimum``.
 
     Attributes:

@@ -22,7 +22,6 @@ every weight is compared.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,14 +29,14 @@ from numpy.typing import NDArray
 
 from ..formats.errors import FormatError
 from ..formats.ggml_types import BLOCK, GgmlType
+from ..formats.record import Record
 from . import encode, iq_quants, ternary
 from .dequantize import CHUNK_WEIGHTS, DEQUANTIZERS, dequantize
 from .floats import F32, U8, half_at
 from .pack_format import PACKED_FORMATS
 
 
-@dataclass(frozen=True, slots=True)
-class Widening:
+class Widening(Record):
     """One way from a type's blocks to blocks that kernels read."""
 
     target: GgmlType

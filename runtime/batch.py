@@ -8,17 +8,16 @@ position, and what a row sees is said in slots.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..formats.record import Record
 from .kernels.layout import BATCH_WORDS, N_OUT, N_TOK, OUT_ROWS, ROW_BYTES, ROWS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class Row(Record, kw_only=True):
     """One row: a token (or a given vector) in one slot of a sequence, and what it sees.
 
     It attends to slots ``visible_start <= slot < visible_stop``, then to ``ancestors``, in order. A

@@ -17,7 +17,6 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from ..formats.errors import CapacityError, ConfigError
 from ..formats.ggml_types import GgmlType
+from ..formats.record import Record
 from ..quant.floats import U8
 
 MAGIC = "llmrun calibration 1"
@@ -32,8 +32,7 @@ MAX_LINE = 4096
 CHECK_BYTES = 1 << 24
 
 
-@dataclass(frozen=True, slots=True)
-class KeptTensor:
+class KeptTensor(Record):
     """A finished tensor: its type, and what reads its blocks, u8 [n_row, row_bytes]."""
 
     name: str

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..formats.atomic_file import check_space
 from ..formats.errors import ConfigError, FormatError
 from ..formats.ggml_types import GgmlType
 from ..formats.gguf_writer import header_bytes
+from ..formats.record import Record, replace
 from ..quant.budget import Assignment, Budget, Option, seconds_of
 from ..quant.file_types import MIXTURES, TOKEN_EMBEDDINGS, FileType, is_quantized_by_rule
 from ..quant.quality_card import QualityCard
@@ -41,8 +41,7 @@ VERSION = 1  # of the arithmetic: a journal of another one is not gone on with
 Progress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Point:
+class Point(Record):
     """A file that could be made.
 
     Attributes:
@@ -60,8 +59,7 @@ class Point:
     tokens_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class BudgetPlan:
+class BudgetPlan(Record):
     """What was chosen, and from what.
 
     Attributes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from ..formats.errors import CapacityError, ConfigError
 from ..formats.ggml_types import GgmlType, row_bytes
+from ..formats.record import Record, replace
 from ..quant.channel_scales import apply_scales, choose_scales, folds_of_layer
 from ..quant.checkpoint import SourceTensor
 from ..quant.dequantize import dequantize
@@ -38,8 +38,7 @@ ROW_STEP = 4096  # rows of a matrix outside of layers that are quantised at a ti
 REST_SHARE = 1000  # of progress: what is outside of layers, about as much as one of them
 
 
-@dataclass(frozen=True, slots=True)
-class Method:
+class Method(Record):
     """What is done with a layer.
 
     Attributes:
@@ -59,8 +58,7 @@ METHODS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Shares:
+class _Shares(Record):
     """How much of a layer's time each part takes, about: for the time left."""
 
     gather: float

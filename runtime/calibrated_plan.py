@@ -10,13 +10,13 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.atomic_file import check_space
 from ..formats.errors import ConfigError, FormatError, quote
 from ..formats.ggml_types import GgmlType
 from ..formats.meta_value import MetaValue
+from ..formats.record import Record
 from ..quant.quantize import QUANTIZABLE
 from ..quant.quantize_plan import FLOATS, QuantizePlan
 from ..quant.scale_search import ScaleSearch
@@ -37,8 +37,7 @@ PLAIN_BYTES = 200_000_000  # of a method without text, beside half of the larges
 VERSION = 1  # of the arithmetic: a journal of another one is not gone on with
 
 
-@dataclass(frozen=True, slots=True)
-class Calibration:
+class Calibration(Record):
     """What a method looks at.
 
     Attributes:
@@ -126,8 +125,7 @@ def calibrated(
         store.close()
 
 
-@dataclass(frozen=True, slots=True)
-class Needs:
+class Needs(Record):
     """What quantising takes, in bytes: memory at most, about, and disk beside the result's path, with the result."""
 
     memory: int

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from ..formats.errors import FormatError
 from ..formats.ggml_types import GgmlType
+from ..formats.record import replace
 from ..quant.dequantize import DEQUANTIZERS
 from .kernels.layout import padded
 from .packing import not_finite

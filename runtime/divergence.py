@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ..formats.record import Record, fields_of
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -169,8 +170,7 @@ def _in_pieces(pool: ThreadPoolExecutor, block: F32, add: Callable[[int, int], N
         job.result()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Divergence:
+class Divergence(Record, kw_only=True):
     """Figures of every row; all arrays are [n_row], in the order of the rows.
 
     Attributes:
@@ -193,7 +193,7 @@ class Divergence:
 
     def rows(self, rows: slice | I64) -> Divergence:
         """Return the figures of some rows."""
-        return Divergence(**{name: getattr(self, name)[rows] for name in self.__slots__})
+        return Divergence(**{name: getattr(self, name)[rows] for name in fields_of(Divergence)})
 
     @property
     def p_diff(self) -> F64:

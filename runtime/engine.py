@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..formats.errors import ConfigError, FormatError
 from ..formats.gguf import GgufFile
+from ..formats.record import Record
 from .batch import Batch
 from .executor.team import Team
 from .executor.threaded import ThreadedExecutor, kernels_of
@@ -56,8 +56,7 @@ LONG_PASS_TOKENS = 16  # a pass of more rows leaves the main thread free for Ctr
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelInfo:
+class ModelInfo(Record, kw_only=True):
     """What is known of an opened model."""
 
     path: Path

@@ -7,7 +7,6 @@ logits of both are made for a range of the vocabulary and a block of rows at a t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 
 from ..formats.errors import ConfigError
 from ..formats.logits_file import LogitsFile, LogitsWriter
+from ..formats.record import Record
 from .divergence import Divergence, FileRows, PairRows
 from .layerwise.runner import BLOCK_BYTES, PASS_ROWS, LayerwiseRunner
 
@@ -28,8 +28,7 @@ class _Tokenizer(Protocol):
     add_bos: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Record):
     """A sequence of its own, and from where on its predictions count.
 
     Attributes:

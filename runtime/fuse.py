@@ -8,8 +8,8 @@ same bits, by test. Model files never do any of this by hand.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
+from ..formats.record import replace
 from .program import Buffer, Op, Program
 
 FLOAT_FORMATS = frozenset({"F16", "BF16", "F32"})

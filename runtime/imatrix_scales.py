@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 
 from ..formats.errors import ConfigError
 from ..formats.meta_value import MetaValue
+from ..formats.record import replace
 from ..quant.channel_scales import SAMPLE_ROWS, Fold, choose_scales, folds_of_layer
 from ..quant.checkpoint import SourceTensor
 from ..quant.dequantize import dequantize

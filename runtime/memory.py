@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..formats.errors import CapacityError
+from ..formats.record import Record
 
 OVERHEAD_BYTES = 300 << 20  # Python, tokenizer, kernels, temporaries
 GRAIN = 256  # a context that is lowered is rounded down to this
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryPlan:
+class MemoryPlan(Record):
     """Bytes of one run."""
 
     weight_bytes: int

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..formats.errors import ConfigError
+from ..formats.record import Record, field
 
 
 class _Tokenizer(Protocol):
@@ -31,8 +31,7 @@ class _Engine(Protocol):
     def logits(self, ids: Sequence[int], first: int) -> Iterator[npt.NDArray[np.float32]]: ...
 
 
-@dataclass(slots=True, kw_only=True)
-class Perplexity:
+class Perplexity(Record, kw_only=True, frozen=False):
     """The measurement so far.
 
     Attributes:

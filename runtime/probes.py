@@ -8,13 +8,13 @@ probes run along with the rows of a text.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.errors import LlmrunError
+from ..formats.record import Record
 from .evaluate import Sample
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ REFUSALS, CODE, ARITHMETIC = "refusals", "code", "arithmetic"
 KINDS = (REFUSALS, CODE, ARITHMETIC)
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(Record):
     """A prompt and the answers to choose from; the first is the wanted one."""
 
     kind: str
@@ -73,8 +72,7 @@ PROBES: tuple[Probe, ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class ProbeResult:
+class ProbeResult(Record):
     """What two models choose."""
 
     probe: Probe

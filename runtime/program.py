@@ -10,12 +10,12 @@ lists it as both.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
+from ..formats.record import Record, field
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Buffer:
+
+class Buffer(Record, eq=False):
     """Rows of one intermediate result. Identity, not name, is what makes two buffers the same."""
 
     name: str
@@ -24,8 +24,7 @@ class Buffer:
     kind: str = "f32"  # "f32", "q8" (activation records), "q8x2" (two of each) or "rope" (cosines and sines)
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(Record):
     """A tensor of the file, or some of its rows: a matrix ``[n_out, n_in]``, or a vector ``[n_in]`` (``n_out`` 0)."""
 
     name: str
@@ -41,8 +40,7 @@ class Weight:
         return self.source or self.packed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rope:
+class Rope(Record, kw_only=True):
     """One way of rotating: pairs, their frequencies (radians per position), attention factor, pairing."""
 
     n_pair: int
@@ -57,8 +55,7 @@ class Rope:
         return slice(0, 2 * self.n_pair, 2), slice(1, 2 * self.n_pair, 2)
 
 
-@dataclass(frozen=True, slots=True)
-class Biases:
+class Biases(Record):
     """What was added to all keys and queries of a layer before they were rotated; says which columns are large."""
 
     k: Weight
@@ -71,8 +68,7 @@ class Biases:
         return self.k, self.q
 
 
-@dataclass(slots=True, eq=False)
-class Op:
+class Op(Record, frozen=False, eq=False):
     """One operation; ``attributes`` hold plain numbers that the kernels need."""
 
     kind: str
@@ -93,8 +89,7 @@ class Op:
         return f"{target + ' = ' if target else ''}{self.kind}({', '.join(words)})"
 
 
-@dataclass(slots=True)
-class Program:
+class Program(Record, frozen=False):
     """Operations in order, the named outputs, and buffers that the caller fills before a pass (parts of a model)."""
 
     ops: list[Op]

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..formats.errors import FormatError
+from ..formats.record import Record
 from ..quant.imatrix import Imatrix
 from ..quant.quality_card import N_WORST, QualityCard
 from .divergence import Divergence
@@ -33,8 +33,7 @@ DEFAULT_CHUNKS = 8
 HASH_BYTES = 1 << 22
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
+class Comparison(Record):
     """What was found on a text and on the probes.
 
     Attributes:

@@ -18,13 +18,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.ggml_types import BLOCK, GgmlType, row_bytes
+from ..formats.record import Record, replace
 from ..quant.budget import Option
 from ..quant.checkpoint import SourceTensor
 from ..quant.dequantize import dequantize
@@ -51,8 +51,7 @@ ENDING = "predictions"
 OnProgress = Callable[[str, int, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Sensitivities:
+class Sensitivities(Record):
     """What was found.
 
     Attributes:
@@ -66,8 +65,7 @@ class Sensitivities:
     together: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Tried:
+class _Tried(Record):
     """Rows with one matrix tried: where they begin, and the type of the output matrix that belongs to them."""
 
     name: str

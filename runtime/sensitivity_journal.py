@@ -17,7 +17,6 @@ import json
 import os
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +24,7 @@ import numpy as np
 
 from ..formats.atomic_file import AtomicFile
 from ..formats.errors import CapacityError
+from ..formats.record import Record, field
 from ..quant.floats import F32
 from .layerwise.hidden import HiddenStates
 
@@ -33,8 +33,7 @@ MAX_LINE = 1 << 26
 ROWS_BYTES = 1 << 24  # that are copied at a time
 
 
-@dataclass(slots=True)
-class Progress:
+class Progress(Record, frozen=False):
     """What is known after some layers.
 
     Attributes:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.errors import CapacityError, ConfigError, FormatError
+from ..formats.record import Record
 from .kv_cache import KvSequence
 from .sampling.chain import Sampler
 from .sampling.settings import SamplerSettings
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GenerationParams:
+class GenerationParams(Record, kw_only=True):
     """How one answer is made.
 
     ``sample`` counts the answers to one prompt: the same seed and sample give the same text. ``max_tokens``
@@ -45,8 +44,7 @@ class GenerationParams:
     speculation: SpeculationSettings = DEFAULT_SPECULATION
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GeneratedToken:
+class GeneratedToken(Record, kw_only=True):
     """One token: its id, the text that became complete with it, and the likeliest tokens in its place.
 
     Text that was held back until the end comes with the id -1.
@@ -57,8 +55,7 @@ class GeneratedToken:
     logprobs: tuple[tuple[int, float], ...] | None = None  # (token id, ln of its probability)
 
 
-@dataclass(slots=True, kw_only=True)
-class GenerationStats:
+class GenerationStats(Record, kw_only=True, frozen=False):
     """Numbers of one answer; complete when its generator has ended or was closed."""
 
     n_prompt: int = 0
@@ -81,8 +78,7 @@ class GenerationStats:
         return (self.n_generated - 1) / self.decode_s if self.n_generated > 1 and self.decode_s else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Decoding:
+class _Decoding(Record):
     """What the loop over an answer's tokens works with."""
 
     params: GenerationParams

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..formats.record import Record
 from ..quant.checkpoint import SourceTensor
 from ..quant.dequantize import DEQUANTIZERS
 
@@ -32,8 +32,7 @@ class Importance(Protocol):
         """Return the weight of every input column, f32 [n_in], or None."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorStats:
+class TensorStats(Record, kw_only=True):
     """How one tensor of a model differs from the base's.
 
     Attributes:

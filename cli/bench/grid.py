@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ...formats.record import Record
 from ..declare import UsageError
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
 MAX_VALUES = 10_000  # of one option, and tests of one run
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
+class Setting(Record, kw_only=True):
     """What several tests share: the model and how it is opened."""
 
     model: str

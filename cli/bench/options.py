@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from ...formats.record import Record
 from ...runtime.kernels.layout import KV_TYPES
 from ..declare import Option, UsageError
 
 FORMATS = ("md", "csv", "json", "jsonl", "sql")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TestOptions:
+class TestOptions(Record, kw_only=True):
     """What is run."""
 
     model: Annotated[
@@ -152,8 +151,7 @@ class TestOptions:
     no_warmup: Annotated[bool, Option("--no-warmup", help="Do not run each test once before it counts.")] = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MachineOptions:
+class MachineOptions(Record, kw_only=True):
     """What is measured besides the tests, and what things cost."""
 
     no_roofline: Annotated[
@@ -180,8 +178,7 @@ class MachineOptions:
     ] = 3.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PeerOptions:
+class PeerOptions(Record, kw_only=True):
     """What it is compared with."""
 
     vs: Annotated[
@@ -204,8 +201,7 @@ class PeerOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftOptions:
+class DraftOptions(Record, kw_only=True):
     """What guessing ahead gains."""
 
     spec: Annotated[
@@ -239,8 +235,7 @@ class DraftOptions:
     ] = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OutputOptions:
+class OutputOptions(Record, kw_only=True):
     """How it is written."""
 
     output: Annotated[

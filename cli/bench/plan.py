@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ...formats.record import Record
 from ...runtime.kernels.layout import DEFAULT_KV_TYPE, KV_TYPES
 from ..declare import UsageError
 from .grid import MAX_VALUES, Setting, batched_tests, numbers, pairs, tests_of, words
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 _ON = ("on", "auto", "1", "-1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class Plan(Record, kw_only=True):
     """Everything that one command line asks for."""
 
     settings: list[Setting]

@@ -8,7 +8,7 @@ Source: the models' ``modeling_*.py`` in transformers, and ``conversion/*.py`` o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from ...formats.record import Record, field
 
 # Letters of a tensor's shape: embedding, all query heads, all key heads, one head, feed-forward.
 Q, K, H, E, F = "q", "k", "h", "e", "f"
@@ -26,8 +26,7 @@ _GEMMA_NORMS = {**_NORMS, "post_attention_norm.weight": (E,), "post_ffw_norm.wei
 Tensors = dict[str, tuple[str, ...]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
+class Family(Record, kw_only=True):
     """One architecture of GGUF.
 
     Attributes:

@@ -21,11 +21,12 @@ Source: AutoGPTQ ``qlinear_cuda.py``, AutoAWQ ``packing_utils.py``, compressed-t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ...formats.record import Record
 
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
@@ -33,8 +34,7 @@ F32 = NDArray[np.float32]
 _AWQ_PLACE = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # of output i among the eight of a word
 
 
-@dataclass(frozen=True, slots=True)
-class Grid:
+class Grid(Record):
     """Rows of a matrix of integers.
 
     Attributes:
@@ -78,8 +78,7 @@ def _unpack(words: NDArray[Any], shift: NDArray[Any] | int, bits: int) -> I32:
     return unpacked
 
 
-@dataclass(slots=True)
-class Gptq:
+class Gptq(Record, frozen=False):
     """GPTQ's layout. Arrays are views of the mapped file."""
 
     qweight: NDArray[Any]
@@ -106,8 +105,7 @@ class Gptq:
         return _f32(self.scales[:, index]).T, zero.T
 
 
-@dataclass(slots=True)
-class Awq:
+class Awq(Record, frozen=False):
     """AWQ's layout for matrix products ("gemm")."""
 
     qweight: NDArray[Any]
@@ -128,8 +126,7 @@ class Awq:
         return _f32(self.scales[:, index]).T, zero.T
 
 
-@dataclass(slots=True)
-class CompressedTensors:
+class CompressedTensors(Record, frozen=False):
     """The ``pack-quantized`` layout of compressed-tensors."""
 
     packed: NDArray[Any]

@@ -6,10 +6,9 @@ what a family has (``families.py``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ...formats.errors import FormatError, quote
 from ...formats.hf_checkpoint import HfCheckpoint
+from ...formats.record import Record, field
 from ...formats.safetensors import SafeTensor
 from .network import Network
 
@@ -26,8 +25,7 @@ _VISION = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "mo
 _TOP = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 
 
-@dataclass(slots=True)
-class Names:
+class Names(Record, frozen=False):
     """The partners.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from ...formats.errors import FormatError, quote
 from ...formats.hf_config import JsonObject
 from ...formats.meta_value import MetaValue
+from ...formats.record import Record, field
 from .families import FAMILIES, Family
 from .rope import Rope, read_rope
 
@@ -20,8 +20,7 @@ _GEMMA3_PATTERN = 6  # GGUF's gemma3: one layer in six sees everything
 _27B_LAYERS = {"gemma2": 46, "gemma3": 62}
 
 
-@dataclass(slots=True, kw_only=True)
-class Network:
+class Network(Record, kw_only=True, frozen=False):
     """A checked network.
 
     Attributes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from ...formats.errors import FormatError, quote
 from ...formats.ggml_types import GgmlType
 from ...formats.hf_checkpoint import HfCheckpoint
 from ...formats.hf_config import JsonObject
+from ...formats.record import Record
 from ...formats.safetensors import SafeTensor
 from .carry import encode, exact_type, minimum_error
 from .grids import Awq, CompressedTensors, Gptq, GridReader
@@ -21,8 +21,7 @@ from .sources import F32, U8, ConvertedTensor, ScaledTensor, to_f32
 METHODS = "gptq, awq, compressed-tensors (pack-quantized or 8-bit floats) or fp8"
 
 
-@dataclass(frozen=True, slots=True)
-class Quantization:
+class Quantization(Record):
     """``quantization_config`` of config.json.
 
     Attributes:

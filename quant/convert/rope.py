@@ -6,7 +6,6 @@ Source: ``modeling_rope_utils.py`` of transformers; for GGUF's meaning of the ke
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,13 @@ from numpy.typing import NDArray
 
 from ...formats.errors import FormatError, quote
 from ...formats.hf_config import JsonObject
+from ...formats.record import Record, field
 
 KINDS = "default, linear, dynamic, yarn, llama3 or longrope"
 _MAX_CTX, _MAX_THETA, _MAX_FACTOR = 1 << 31, 1e12, 1e6
 
 
-@dataclass(slots=True)
-class Rope:
+class Rope(Record, frozen=False):
     """What becomes of the rotation.
 
     Attributes:

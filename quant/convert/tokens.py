@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from enum import IntEnum
 
 from ...formats.errors import FormatError, quote
 from ...formats.hf_config import HfFolder, JsonObject
 from ...formats.meta_value import MetaValue
 from ...formats.metadata import ValueType
+from ...formats.record import Record, field
 
 MAX_TOKEN_BYTES = 1 << 16
 _ADDED_SCORE = -1000.0
@@ -29,7 +29,6 @@ class TokenType(IntEnum):
     BYTE = 6
 
 
-@dataclass(slots=True)
 class TokenTable:
     """One entry for every row of the embedding.
 
@@ -39,16 +38,12 @@ class TokenTable:
         notes: what was left out.
     """
 
-    n_vocab: int
-    texts: list[str | None] = field(init=False)
-    types: list[int] = field(init=False)
-    scores: list[float] = field(init=False)
-    notes: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.texts = [None] * self.n_vocab
-        self.types = [int(TokenType.UNUSED)] * self.n_vocab
-        self.scores = [_PADDING_SCORE] * self.n_vocab
+    def __init__(self, n_vocab: int) -> None:
+        self.n_vocab = n_vocab
+        self.texts: list[str | None] = [None] * n_vocab
+        self.types = [int(TokenType.UNUSED)] * n_vocab
+        self.scores = [_PADDING_SCORE] * n_vocab
+        self.notes: list[str] = []
 
     def put(self, where: str, token_id: int, text: str, kind: TokenType, score: float = 0.0) -> None:
         """Set one token of the vocabulary proper.
@@ -153,8 +148,7 @@ def _looks_special(text: str) -> bool:
     return text in _LOOKS_SPECIAL or any(text.startswith(a) and text.endswith(b) for a, b in _BRACKETS)
 
 
-@dataclass(slots=True, kw_only=True)
-class TokenizerData:
+class TokenizerData(Record, kw_only=True, frozen=False):
     """A tokenizer as GGUF has it.
 
     Attributes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from ...formats.record import Record
 from ..kernels.layout import padded
 from ..program import Buffer, Op, Program
 
@@ -21,8 +20,7 @@ def row_bytes(buffer: Buffer) -> int:
     return 4 * padded(buffer.n_col)
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(Record):
     """Offsets of the buffers in one arena, its size, and which operations are followed by a barrier."""
 
     offsets: dict[Buffer, int]

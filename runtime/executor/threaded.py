@@ -7,7 +7,6 @@ a record of addresses and numbers. A pass then is one call into compiled code.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from ...formats.errors import ConfigError
 from ...formats.ggml_types import BLOCK, GgmlType
+from ...formats.record import replace
 from ..batch import Batch
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import (

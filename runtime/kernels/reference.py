@@ -6,13 +6,13 @@ compare bits instead of tolerances (payloads of NaNs excepted).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...formats.record import Record
 from ...formats.ggml_types import GgmlType
 from ...quant.pack_format import PackedTensor
 from ...quant.unpack import sub_blocks, unpack
@@ -107,8 +107,7 @@ ACTIVATIONS = {"silu": silu, "gelu": gelu}
 # ---- quantize.py and rows.py ------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Activations:
+class Activations(Record):
     """Quantised rows: ``q i8 [n_tok, n_block, 32]``, ``scale f32 [n_tok, n_block]``."""
 
     q: NDArray[np.int32]

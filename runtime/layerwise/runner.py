@@ -16,7 +16,6 @@ rounding of keys and values are the engine's; with ``is_float`` activations are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.errors import CapacityError, ConfigError
+from ...formats.record import Record, replace
 from ..batch import Batch
 from ..executor.team import Team
 from ..executor.threaded import ThreadedExecutor, kernels_of
@@ -339,8 +339,7 @@ class LayerwiseRunner:
         self.close()
 
 
-@dataclass(slots=True)
-class Layer:
+class Layer(Record, frozen=False):
     """One layer while it is the runner's current one.
 
     Attributes:

@@ -5,17 +5,16 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...formats.gguf import GgufFile
 from ...formats.gguf_writer import header_bytes
 from ...formats.metadata import Metadata
+from ...formats.record import Record
 from ...quant.checkpoint import Checkpoint, GgufCheckpoint, SourceTensor
 
 
-@dataclass(frozen=True, slots=True)
-class ModelSource:
+class ModelSource(Record):
     """What a runner reads.
 
     Attributes:

@@ -7,16 +7,15 @@ only one buffer may live (the residual stream); tables of rotations are made aga
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
 
+from ...formats.record import Record, replace
 from ..program import Buffer, Op, Program
 
 _LAYER = re.compile(r"blk\.(\d+)\.")
 CAPTURED = "input {}"  # name of an output that a matmul reads
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(Record):
     """A part of a program that runs by itself.
 
     Attributes:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.errors import FormatError
 from ...formats.ggml_types import GgmlType
+from ...formats.record import replace
 from ...quant.checkpoint import SourceTensor
 from ...quant.dequantize import DEQUANTIZERS, dequantize
 from ...quant.pack_format import PACKED_FORMATS, ROW_LANES, PackedTensor, allocate

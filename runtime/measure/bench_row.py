@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
+from ...formats.record import Record, field
 from ..kernels.layout import PAGE_SLOTS, padded
 from .statistics import deviation, mean, quantile
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BenchTest:
+class BenchTest(Record, kw_only=True):
     """One test, as llama-bench counts: a prompt, then generated tokens, after ``n_depth`` tokens that are not timed.
 
     ``n_seq`` sequences are decoded together (llama-batched-bench's ``-npl``); with ``is_shared`` they share the
@@ -41,8 +39,7 @@ class BenchTest:
         return one * self.n_seq
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
+class Sample(Record, kw_only=True):
     """One repetition, in nanoseconds."""
 
     total_ns: int
@@ -51,8 +48,7 @@ class Sample:
     step_ns: tuple[int, ...] = ()  # each decode step
 
 
-@dataclass(slots=True, kw_only=True)
-class Measurement:
+class Measurement(Record, kw_only=True, frozen=False):
     """All repetitions of one test, and what was seen meanwhile. None stands for what this machine does not tell."""
 
     test: BenchTest

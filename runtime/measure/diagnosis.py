@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...formats.ggml_types import BLOCK, GgmlType
+from ...formats.record import Record
 from ..executor.team import Team, aligned_array
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import BARRIER_WORD, BATCH_WORDS, RECORD_WORDS
@@ -34,8 +34,7 @@ CANDIDATES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K")
 WORTH_PCT = 4.0  # a gain that is worth a line
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Phase:
+class Phase(Record, kw_only=True):
     """Prompt or decoding: how fast, and how near to each limit."""
 
     name: str
@@ -52,8 +51,7 @@ class Phase:
         return "memory" if self.bandwidth_share >= self.int8_share else "compute"
 
 
-@dataclass(frozen=True, slots=True)
-class Gain:
+class Gain(Record):
     """What decoding would gain if every matrix with more bits were of this type."""
 
     quant: str
@@ -61,8 +59,7 @@ class Gain:
     gain_pct: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Diagnosis:
+class Diagnosis(Record, kw_only=True):
     """All that ``llmrun doctor MODEL`` explains."""
 
     phases: tuple[Phase, Phase]  # prompt, decoding

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...formats.record import Record, field
 from ..kv_cache import KvSequence
 from ..speculation.loop import verify
 from ..speculation.opening import open_draft
@@ -26,8 +26,7 @@ N_STEP = 9  # single steps that are timed
 MODE = SpeculationSettings(mode="draft")
 
 
-@dataclass(slots=True, kw_only=True)
-class Candidate:
+class Candidate(Record, kw_only=True, frozen=False):
     """What was measured of one draft."""
 
     path: Path

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ...formats.errors import LlmrunError
+from ...formats.record import Record, field
 from ..sampling.settings import SamplerSettings
 from ..session import GenerationParams
 from ..speculation.settings import SpeculationSettings, SpeculationStats
@@ -23,8 +23,7 @@ SEED = 1
 PLAIN = SpeculationSettings(mode="off")
 
 
-@dataclass(slots=True, kw_only=True)
-class DraftResult:
+class DraftResult(Record, kw_only=True, frozen=False):
     """One prompt's answers; seconds are those after the first token, of each round."""
 
     prompt: DraftPrompt

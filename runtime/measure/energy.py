@@ -14,9 +14,10 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
+
+from ...formats.record import Record
 
 POWERCAP = Path("/sys/class/powercap")
 BATTERIES = Path("/sys/class/power_supply")
@@ -208,8 +209,7 @@ def _find_powermetrics() -> tuple[EnergyMeter | None, str]:
     return PowermetricsMeter(), "powermetrics"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prices:
+class Prices(Record, kw_only=True):
     """What energy and the machine cost, in any one currency; None: not counted."""
 
     per_kwh: float | None = None

@@ -9,8 +9,9 @@ import os
 import platform
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from ...formats.record import Record
 
 PROC, SYS = Path("/proc"), Path("/sys")
 
@@ -53,8 +54,7 @@ def peak_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
+class Counters(Record):
     """Counters of one moment; ``since`` gives what came between two."""
 
     steal_ticks: int | None
@@ -86,8 +86,7 @@ class Counters:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Disturbance:
+class Disturbance(Record):
     """What disturbed a measurement."""
 
     steal_share: float | None  # of all processors' time, given to other virtual machines

@@ -10,12 +10,12 @@ import json
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ...formats.record import Record, as_dict
 from ..executor.team import Team, aligned_array
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import BARRIER_WORD, BATCH_WORDS
@@ -36,8 +36,7 @@ SECONDS = 1.0  # of each of the two
 TIMEOUT_S = 120
 
 
-@dataclass(frozen=True, slots=True)
-class Roofline:
+class Roofline(Record):
     """The limits of ``n_thread`` threads on one instruction set."""
 
     isa: str
@@ -82,7 +81,7 @@ def better(one: Roofline | None, other: Roofline | None) -> Roofline | None:
 
 def main() -> None:
     """Write the limits of as many threads as the command line says, as one JSON object."""
-    print(json.dumps(asdict(measure_here(int(sys.argv[1])))))
+    print(json.dumps(as_dict(measure_here(int(sys.argv[1])))))
 
 
 def _read_rate(kernels: KernelSet, team: Team, seconds: float) -> float:

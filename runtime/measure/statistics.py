@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+
+from ...formats.record import Record
 
 MIN_RATIOS = 9  # quartiles of fewer say little
 
@@ -37,8 +38,7 @@ def quantile(values: Sequence[float], share: float) -> float:
     return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
-@dataclass(frozen=True, slots=True)
-class Spread:
+class Spread(Record):
     """Quartiles of some values."""
 
     lower: float

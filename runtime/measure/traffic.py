@@ -9,19 +9,18 @@ is not integer arithmetic and does not count.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...formats.ggml_types import GgmlType, row_bytes
 from ...formats.gguf import GgufFile
+from ...formats.record import Record
 from ..kernels.layout import DEFAULT_KV_TYPE
 from ..kv_cache import KvPages
 from ..program import Op, Program, Weight
 from .bench_row import BenchTest
 
 
-@dataclass(frozen=True, slots=True)
-class Attention:
+class Attention(Record):
     """One attention operation: bytes of a slot's keys and values, and how many slots it looks back (0: all)."""
 
     slot_bytes: int
@@ -33,8 +32,7 @@ class Attention:
         return (first + n - start) * self.slot_bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Traffic:
+class Traffic(Record, kw_only=True):
     """A model's bytes and operations, from its header alone."""
 
     architecture: str

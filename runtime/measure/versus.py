@@ -11,12 +11,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
 from ...formats.errors import ConfigError
+from ...formats.record import Record, field
 from .bench_row import BenchTest
 from .statistics import MIN_RATIOS, Spread
 
@@ -65,8 +65,7 @@ class Worker:
         """
         self._signal("SIGCONT")
         try:
-            fields = asdict(test)
-            return self._ask({name: fields[name] for name in ("n_prompt", "n_gen", "n_depth", "n_seq")})
+            return self._ask({name: getattr(test, name) for name in ("n_prompt", "n_gen", "n_depth", "n_seq")})
         finally:
             self._signal("SIGSTOP")
 
@@ -115,8 +114,7 @@ class Worker:
         self.close()
 
 
-@dataclass(slots=True)
-class Comparison:
+class Comparison(Record, frozen=False):
     """One test on both sides."""
 
     test: BenchTest

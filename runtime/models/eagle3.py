@@ -7,10 +7,9 @@ those of llama.cpp's files of architecture ``eagle3``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ...formats.errors import FormatError
 from ...formats.metadata import Metadata
+from ...formats.record import Record
 from ..program import Buffer, Program, ProgramBuilder
 from ..weights import WeightSource
 from .llama import feed_forward, projection
@@ -21,8 +20,7 @@ ARCHITECTURE = "eagle3"
 N_WATCHED = 3  # layers of the target
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Head:
+class Head(Record, kw_only=True):
     """A head ready to run; its programs are plain operations, not yet lowered or fused.
 
     Attributes:

@@ -6,12 +6,11 @@ q and k, lets five of six layers see a window, and rotates those with a base of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from ...formats.errors import FormatError
 from ...formats.metadata import Metadata
+from ...formats.record import Record
 from ..program import Buffer, ProgramBuilder, Rope
 from ..weights import WeightSource
 from .llama import projection
@@ -22,8 +21,7 @@ GEMMA3_WINDOW_PATTERN = 6  # one global layer after five with a window
 GEMMA3_LOCAL_THETA = 10_000.0
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
+class Layer(Record):
     """What differs between layers: the rotation, and the window (0: everything is seen)."""
 
     rope: Rope

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Self
 
 from ...formats.errors import FormatError
 from ...formats.metadata import Metadata
+from ...formats.record import Record
 from ..kernels.layout import ROW_LANES
 from ..program import Program
 
@@ -14,8 +14,7 @@ from ..program import Program
 MAX_LAYER, MAX_HEAD, MAX_EMBD = 1024, 1024, 1 << 18
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HParams:
+class HParams(Record, kw_only=True):
     """Shape of the network, named as in GGUF's ``{arch}.*`` keys."""
 
     arch: str
@@ -78,8 +77,7 @@ def bounded(meta: Metadata, key: str, maximum: int, default: int | None = None) 
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Model:
+class Model(Record, kw_only=True):
     """A model ready to run: its shape and its program (plain operations; not yet lowered or fused)."""
 
     hparams: HParams

@@ -6,12 +6,12 @@ and every sampler breaks ties alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ...formats.record import Record
 from .noise import Ids
 from .portable_math import F64, Values, at_least
 
@@ -24,8 +24,7 @@ _MAX_BINNED = 64.0  # nats below the top that get bins of their own; e**-64 is n
 _F32_MAX = float(np.finfo(np.float32).max)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(Record):
     """Token ids and their logits; neither array is ever written to.
 
     Attributes:

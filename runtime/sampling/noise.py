@@ -13,13 +13,13 @@ constants of ``mix``: Stafford's variant 13, as in SplitMix64.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from ...formats.record import Record
 from .portable_math import CHUNK, F64, Values, at_least, ln
 
 U64: TypeAlias = npt.NDArray[np.uint64]
@@ -44,8 +44,7 @@ class Stream(IntEnum):
     XTC = 1  # the coin that decides whether XTC acts
 
 
-@dataclass(frozen=True, slots=True)
-class NoiseKey:
+class NoiseKey(Record):
     """Names the noise of one token of one text.
 
     Attributes:

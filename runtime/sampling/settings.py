@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 from ...formats.errors import ConfigError
+from ...formats.record import Record, fields_of
 
 DEFAULT_SAMPLERS = (
     "penalties",
@@ -28,8 +28,7 @@ _SAMPLER_ALIASES = {"nucleus": "top_p", "temp": "temperature", "typ": "typ_p"}
 _F32_MAX = 3.4028234663852886e38
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplerSettings:
+class SamplerSettings(Record, kw_only=True):
     """How a token is chosen from the logits; the defaults are llama.cpp's.
 
     Attributes:
@@ -84,12 +83,12 @@ class SamplerSettings:
     min_keep: int = 0
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in _NUMBER_RANGES:
-                object.__setattr__(self, field.name, _number(field.name, value))
-            elif field.name in _INTEGER_MINIMA:
-                _check_integer(field.name, value)
+        for name in fields_of(SamplerSettings):
+            value = getattr(self, name)
+            if name in _NUMBER_RANGES:
+                object.__setattr__(self, name, _number(name, value))
+            elif name in _INTEGER_MINIMA:
+                _check_integer(name, value)
         if 0.0 < self.dry_base < 1.0:
             raise ConfigError(f"dry_base: expected 0 (off) or at least 1, got {self.dry_base:g}")
         object.__setattr__(self, "dry_sequence_breakers", _breakers(self.dry_sequence_breakers))
@@ -107,7 +106,7 @@ class SamplerSettings:
         Raises:
             ConfigError: an unknown name, a value that cannot be parsed or is out of range.
         """
-        known = {field.name for field in fields(cls)}
+        known = fields_of(cls)
         values: dict[str, Any] = {}
         for name, value in options.items():
             if name not in known:

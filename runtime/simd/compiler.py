@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -24,6 +23,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime.nrt import rtsys
 
+from ...formats.record import Record
 from .isa import Target
 from .object_file import symbols
 
@@ -31,8 +31,7 @@ _CAN_RAISE = "llmrun_kernel_can_raise"  # survives optimisation only in a kernel
 _LIBC_MEMORY = {"memcpy", "memset", "memmove"}  # LLVM may form these; refused in the object as well
 
 
-@dataclass(frozen=True, slots=True)
-class Kernel:
+class Kernel(Record):
     """A compiled function: its symbol, Numba signature and Python body."""
 
     symbol: str
@@ -167,8 +166,7 @@ def _lower(kernel: Kernel, context: Any) -> list[str]:
     return list(library.all_texts(set()))
 
 
-@dataclass(frozen=True, slots=True)
-class Lowered:
+class Lowered(Record):
     """A kernel as LLVM text, and the names of those functions in it that LLVM must not inline."""
 
     texts: list[str]

@@ -10,13 +10,12 @@ import ctypes
 import os
 import platform
 import sys
-from dataclasses import dataclass
 
 from ...formats.errors import ConfigError
+from ...formats.record import Record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
+class Target(Record, kw_only=True):
     """One build of every kernel.
 
     ``dot`` names the lowering of the byte dot product; ``widths`` are the numbers of tokens for

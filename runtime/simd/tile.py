@@ -22,12 +22,12 @@ offset  type                meaning
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 from llvmlite import ir
 
+from ...formats.record import Record
 from .lower import F32, F32X16, I8, I32, Lowering, constant
 from .vector import Vec, f32x16, int64, operation, void
 from .weight_bytes import WeightBytes
@@ -46,8 +46,7 @@ SHIFT = 1.5 * 2.0**23
 PREFETCH_BYTES, NEXT_BYTES, N_TOK_FOR_NEXT = 8192, 1024, 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
+class _Group(Record):
     """One group of weights: how its bytes are found, and where; ``offset`` is to be subtracted from each."""
 
     quants: WeightBytes

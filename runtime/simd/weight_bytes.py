@@ -7,16 +7,15 @@ Tiles ask for parts one by one, so that each is unpacked where it is used.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+from ...formats.record import Record
 from .lower import Lowering
 
 Field = Callable[[Lowering, Any, int, int], Any]  # f(low, address of the group's bytes, k, part): a part of vector k
 
 
-@dataclass(frozen=True, slots=True)
-class WeightBytes:
+class WeightBytes(Record):
     """How the bytes of one format's groups are found.
 
     Attributes:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from ...formats.record import Record
 from .costs import Measured, StepCosts
 from .drafter import PROBE_AFTER, PROBE_LATEST, Drafter
 from .settings import SourceStats, SpeculationSettings, SpeculationStats
@@ -44,8 +44,7 @@ UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
 
 
-@dataclass(slots=True)
-class _Draft:
+class _Draft(Record, frozen=False):
     """Guesses of one source, to which another may have added copies of the text; how many to verify, and their gain."""
 
     drafter: Drafter

@@ -9,11 +9,11 @@ the vocabulary, which in a byte-pair vocabulary are those merged first, the freq
 from __future__ import annotations
 
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ...formats.gguf import GgufFile
+from ...formats.record import replace
 from ..batch import Batch
 from ..executor.threaded import ThreadedExecutor
 from ..fuse import fuse, lower

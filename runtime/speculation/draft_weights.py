@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.errors import CapacityError
 from ...formats.ggml_types import GgmlType, row_bytes
+from ...formats.record import replace
 from ...quant.narrow import TARGET, can_narrow, narrow
 from ...quant.pack_format import ROW_LANES, PackedTensor
 from ..executor.team import Team

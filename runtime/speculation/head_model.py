@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from ...formats.errors import FormatError
 from ...formats.gguf import GgufFile
+from ...formats.record import replace
 from ..batch import Batch
 from ..executor.threaded import ThreadedExecutor
 from ..fuse import fuse, lower

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.errors import FormatError
 from ...formats.ggml_types import GgmlType
 from ...formats.gguf import GgufFile
+from ...formats.record import replace
 from ...quant.pack_format import PackedTensor
 from ..program import Program, Weight
 from ..weights import WeightSource

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 from ...formats.errors import ConfigError
+from ...formats.record import Record, field
 
 MODES = ("auto", "off", "draft", "ngram")
 MAX_DRAFT = 64  # tokens; beyond, a pass costs more than it can save
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SpeculationSettings:
+class SpeculationSettings(Record, kw_only=True):
     """Which drafts may be used. None of it changes the text.
 
     Attributes:
@@ -40,8 +38,7 @@ class SpeculationSettings:
 DEFAULT_SPECULATION = SpeculationSettings(mode="off")
 
 
-@dataclass(slots=True, kw_only=True)
-class SourceStats:
+class SourceStats(Record, kw_only=True, frozen=False):
     """Numbers of one source of drafts, for one answer."""
 
     n_pass: int = 0  # that verified a draft of this source
@@ -74,8 +71,7 @@ class SourceStats:
             self.accepted_at[place] += place < n_accepted
 
 
-@dataclass(slots=True, kw_only=True)
-class SpeculationStats:
+class SpeculationStats(Record, kw_only=True, frozen=False):
     """Numbers of one answer; the token after the prompt is not counted, it needs no pass of its own."""
 
     n_token: int = 0

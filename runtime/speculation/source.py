@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from ...formats.record import Record
 from ..kv_cache import KvSequence
 from ..sampling.chain import Sampler
 from ..sampling.noise import NoiseKey
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Answer(Record, kw_only=True):
     """What is fixed while one answer is generated: the target's rule for picking tokens, and its noise.
 
     Attributes:
@@ -33,8 +32,7 @@ class Answer:
         return NoiseKey(self.seed, self.sample, position)
 
 
-@dataclass(frozen=True, slots=True)
-class Guess:
+class Guess(Record):
     """One drafted token and how sure its source is of it: a class of guesses that turn out alike.
 
     The planner learns for every class how often its guesses are right; 0 to the source's ``n_class - 1``.

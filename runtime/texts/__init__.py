@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+
+from ...formats.record import Record
 
 FOLDER = Path(__file__).parent
 CALIBRATION = "llmrun calibration text 1"
@@ -15,8 +16,7 @@ def calibration_text() -> str:
     return text.removesuffix("\n")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DraftPrompt:
+class DraftPrompt(Record, kw_only=True):
     """A message that a model answers while drafts are measured; ``kind`` says what it asks for ("code", "edit", …)."""
 
     kind: str

@@ -8,14 +8,12 @@ src/llama-vocab.cpp gives them (``\p{Lu}`` and its kin mean any letter there, an
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 from ...formats.errors import FormatError, quote
+from ...formats.record import Record, replace
 from .split import DigitGroups, DigitMarks, Regex, Step, TrailingSpace
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PreTokenizer:
+class PreTokenizer(Record, kw_only=True):
     """How text is split, and settings of the tokenizer that llama.cpp ties to the name.
 
     Attributes:

@@ -9,7 +9,6 @@ Source: llama.cpp src/llama-vocab.cpp (`llama_vocab::impl::load`) for names, def
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from enum import IntFlag
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy.typing as npt
 
 from ...formats.errors import FormatError, quote
 from ...formats.metadata import Metadata
+from ...formats.record import Record, field
 
 MAX_TOKEN_BYTES = 1 << 16
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>\Z")
@@ -70,8 +70,7 @@ _DEFAULT_SPECIAL: dict[str, dict[str, int]] = {
 _STRICT = frozenset({"bos", "eos", "eot", "eom", "unk", "sep"})
 
 
-@dataclass(slots=True)
-class Vocabulary:
+class Vocabulary(Record, frozen=False):
     """A checked vocabulary.
 
     Attributes:

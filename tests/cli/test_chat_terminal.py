@@ -1,13 +1,12 @@
 """The chat in a terminal: interruption, thinking, editing. The terminal itself is replaced by streams."""
 
-from dataclasses import replace
-
 import pytest
 from prompt_toolkit.application import create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from llmrun.cli import line_input
+from llmrun.formats.record import replace
 
 
 @pytest.fixture

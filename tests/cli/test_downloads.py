@@ -8,7 +8,6 @@ import io
 import json
 import threading
 import zipfile
-from dataclasses import replace
 
 import pytest
 
@@ -16,6 +15,7 @@ from llmrun.cli import catalogue, hub, model_ref, package_index, pip_config
 from llmrun.cli.catalogue import CATALOGUE, DEFAULT_MODEL, IndexFile
 from llmrun.cli.download import DownloadError
 from llmrun.formats.errors import CapacityError, ConfigError
+from llmrun.formats.record import replace
 
 MODEL = bytes(range(256)) * 4096  # 1 MiB
 

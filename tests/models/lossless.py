@@ -16,11 +16,11 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from llmrun.formats.record import replace
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams

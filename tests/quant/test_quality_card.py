@@ -1,12 +1,12 @@
 """The quality card: always the same size, read back as it was written, and never believed blindly."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from llmrun.formats.gguf import GgufFile
+from llmrun.formats.record import replace
 from llmrun.quant.quality_card import FIGURES, QualityCard
 
 from ..tiny_gguf import write_gguf

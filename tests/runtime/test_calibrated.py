@@ -1,13 +1,13 @@
 """Calibrated methods on whole tiny models: the function stays, the outputs get better, no bit depends on threads."""
 
 from contextlib import ExitStack
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from llmrun.formats.errors import ConfigError
 from llmrun.formats.ggml_types import GgmlType
+from llmrun.formats.record import replace
 from llmrun.quant.scale_search import NumpySearch
 from llmrun.runtime.block_store import BlockStore
 from llmrun.runtime.calibrated import CalibratedTensors

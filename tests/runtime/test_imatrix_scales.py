@@ -1,12 +1,12 @@
 """Channel scales by an importance matrix alone: the function stays, the outputs get better."""
 
 from contextlib import ExitStack, closing
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from llmrun.formats.ggml_types import GgmlType
+from llmrun.formats.record import replace
 from llmrun.quant.checkpoint import GgufCheckpoint
 from llmrun.quant.dequantize import dequantize
 from llmrun.quant.file_types import MIXTURES

@@ -1,11 +1,11 @@
 """A draft model, of the same vocabulary or another, follows the text and changes nothing of it."""
 
 import os
-from dataclasses import replace
 
 import pytest
 
 from llmrun.formats.errors import FormatError
+from llmrun.formats.record import replace
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.sampling.settings import SamplerSettings

@@ -1,12 +1,12 @@
 """An EAGLE-3 head: it computes what it should, follows the text, and changes nothing of it."""
 
 from contextlib import contextmanager
-from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
+from llmrun.formats.record import replace
 from llmrun.runtime import hidden_states
 from llmrun.runtime.batch import Batch
 from llmrun.runtime.engine import Engine

@@ -1,11 +1,10 @@
 """The text is the same with and without drafts: every sampler, whatever is drafted, wherever it ends."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from llmrun.formats.record import replace
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.speculation.loop import verify
