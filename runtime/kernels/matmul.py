@@ -11,7 +11,7 @@ Record words (after the two that all share; addresses are of the first row group
 2      row groups (16 rows each)
 3      column groups of 32 (quantised weights) or columns (float weights)
 4..7   parts of the matrix, in the order of ``quant/pack_format.py``
-8..11  parts of a second matrix, multiplied onto the activated first (gate and up)
+8..11  parts of a second matrix, multiplied onto the activated first (gate and up); y holds the first meanwhile
 12     x: activation records, or f32 rows for float weights
 13     bytes between f32 rows of x (float weights)
 14     y: f32 rows

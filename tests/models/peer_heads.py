@@ -12,13 +12,13 @@ import re
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from unittest.mock import patch
 
 from gguf import GGMLQuantizationType
 
-from llmrun.formats.record import replace
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.sampling.settings import SamplerSettings
