@@ -40,6 +40,7 @@ AFTERMATH_S = 60e-6
 # Seconds of a plain step below which copies alone are left aside unless asked for: looking for them is not
 # shown to cost less than 3 % there (bench/LOG.md).
 QUICK_STEP_S = 0.01
+QUICK_LOOK = 16  # passes of such a target after which one is measured: it may have been quick by chance
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
 
@@ -176,6 +177,8 @@ class Controller:
         self._stats.n_pass += 1
         self._step_s += elapsed_s
         if self._rests:
+            if self._is_quick and self._stats.n_pass % QUICK_LOOK == 0:
+                self._costs.learn(n_row, elapsed_s)
             self._step_price += 1.0
             self._passed = Measured(elapsed_s, elapsed_s)
             return

@@ -211,6 +211,17 @@ def test_what_answers_lose_adds_up_over_a_session(monkeypatch):
     assert spent <= 1.03 * plain
 
 
+def test_a_target_that_was_quick_by_chance_gets_copies_after_all(monkeypatch):
+    machine = Machine(monkeypatch, lambda n: 0.012 * (1 + 0.08 * (n - 1)))
+    costs = StepCosts({}, 0.009)
+    controller = Controller([machine.source("ngram", always(0.95), is_free=True)], costs, SpeedFile(None))
+    machine.answer(controller, 400)
+    assert costs.plain_s == pytest.approx(0.012, rel=0.05)
+    before = machine.clock.now
+    machine.answer(controller, 400)
+    assert machine.clock.now - before < 0.5 * 400 * 0.012
+
+
 def test_numbers(monkeypatch):
     machine = Machine(monkeypatch, WIDE)
     spent, plain, passes, stats = machine.generate([machine.source("ngram", always(0.9), is_free=True)], 500)
