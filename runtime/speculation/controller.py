@@ -6,8 +6,11 @@ Three things are learnt while the text is made, each within tens of tokens: the 
 
 A draft of k tokens of which place i is reached and right with probability P_i is worth
 ``sum(P_i) - rate * (price with the draft - price without)`` tokens, where ``rate`` is how many tokens are made in the
-time of a plain step anyway. The account keeps the promise that speculation does not cost time: once an answer is behind
-what plain decoding would have taken by more than ALLOWANCE, nothing that costs time is tried until it has caught up.
+time of a plain step anyway. Sources work on one draft together: what a draft model guesses goes on with copies of the
+text as far as the model agrees with them, which it finds out in one pass, and then with its next guess.
+
+The account keeps the promise that speculation does not cost time: once an answer is behind what plain decoding would
+have taken by more than ALLOWANCE, nothing that costs time is tried until it has caught up.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, TypeVar
 
 from ...formats.record import Record
 from .costs import Measured, StepCosts
@@ -29,11 +33,14 @@ if TYPE_CHECKING:
     from ..engine import Engine
     from ..kv_cache import KvSequence
 
+_T = TypeVar("_T")
+
 RATE_FADE = 0.9
 LEAST_GAIN = 0.02  # tokens
-ALLOWANCE, ALLOWANCE_TOKENS = 0.0125, 200  # plain steps for each of the tokens, of at least so many
+ALLOWANCE, ALLOWANCE_TOKENS = 0.018, 200  # plain steps for each of the tokens, of at least so many
 PROBE_TOKENS = 2
 READING = 0.5  # share of what may be lost that a source may take to read a text
+RESERVE = 0.35  # share of it that is left to copies: a draft model that is wrong at first must not end everything
 # Seconds that a pass takes longer after planning, whose Python has displaced the pass' own data from the caches
 # (bench/LOG.md): 2 % of a step of a 135M model, nothing for large ones.
 AFTERMATH_S = 60e-6
@@ -248,6 +255,11 @@ class Controller:
         """Plain steps that the answer may still lose by trying."""
         return self._balance + ALLOWANCE * max(ALLOWANCE_TOKENS, self._n_balance)
 
+    @property
+    def _reserve(self) -> float:
+        """What of that is left to sources that cost nothing."""
+        return RESERVE * ALLOWANCE * max(ALLOWANCE_TOKENS, self._n_balance)
+
     def _may_try(self, n: int) -> bool:
         """Whether the answer can bear that a draft of n tokens is wrong."""
         return self._costs.at_worst(1 + n) - 1 < self._allowance
@@ -285,18 +297,15 @@ class Controller:
                 draft.gain, draft.n = gain, n
         return draft
 
-    def _add_copies(self, draft: _Draft, context: Sequence[int], limit: int, least: float) -> None:
-        """Let a free source go on with a draft, if what it copies is likely enough."""
+    def _copies(self, draft: _Draft, limit: int, least: float) -> tuple[Drafter, list[Guess]] | None:
+        """Return what a free source goes on with after a draft, as far as that is likely enough."""
         drafted = [guess.token_id for guess in draft.guesses]
         for copier in self._active():
             if copier.source.is_free:
                 copies = self._until_end(islice(copier.source.after(drafted), limit - len(drafted)))
                 if copies and copier.rates[copies[0].sureness] >= least:
-                    draft.copier, draft.n_own = copier, len(drafted)
-                    draft.guesses += copies
-                    draft.chances += [copier.rates[guess.sureness] for guess in copies]
-                    copier.copies, copier.copies_base = copies, len(context) + len(drafted)
-                    return
+                    return copier, copies
+        return None
 
     def _draw(self, drafter: Drafter, context: Sequence[int], limit: int, best: float) -> _Draft | None:
         """Let a source that costs time guess, as long as each further guess is worth it."""
@@ -312,7 +321,7 @@ class Controller:
             drafter.wait = PROBE_AFTER
             if not drafter.is_timed:  # it may be dear
                 n_most = 1
-        if not self._may_try(1) or self._allowance < drafter.first:
+        if not self._may_try(1) or self._allowance < max(drafter.first, self._reserve):
             return None
         was_used, drafter.n_skipped = drafter.is_warm, 0
         drafter.is_warm = True
@@ -320,27 +329,53 @@ class Controller:
         drafter.source.budget_s = max(0.0, READING * self._allowance * self._costs.plain_s)
         draft = _Draft(drafter, [], [], 0)
         reached, source = 1.0, drafter.source.guess(context)
+        is_usual = was_used
         while len(draft.guesses) < n_most:
-            started = time.perf_counter()
-            guess = next(source, None)
-            elapsed = time.perf_counter() - started
-            self._draft_s += elapsed
-            self._step_s += elapsed
-            self._step_price += drafter.timed(len(draft.guesses), elapsed, is_usual=was_used or bool(draft.guesses))
+            guess = self._timed(drafter, lambda: next(source, None), len(draft.guesses), is_usual=is_usual)
             if guess is None:
                 break
-            draft.guesses.append(guess)
-            draft.chances.append(drafter.rates[guess.sureness])
-            draft.n_own = len(draft.guesses)
-            reached *= draft.chances[-1]
+            reached *= self._append(draft, [guess])
+            is_usual = True
             further = self._costs.further(draft.n_own + 1)
             if guess.token_id in self._ends or reached * typical <= rate * (drafter.further + further):
                 break
-            self._add_copies(draft, context, limit, max(COPY_CHANCE, typical - rate * drafter.further))
-            if draft.copier is not None:
+            if not self._may_try(draft.n_own + 1):
                 break
+            found = self._copies(draft, limit, max(COPY_CHANCE, typical - rate * drafter.further))
+            if found is not None:
+                copier, copies = found
+                ids = [copy.token_id for copy in copies]
+                agreed = self._timed(drafter, partial(drafter.source.agree, ids), 1, is_usual=False)
+                if agreed is None:
+                    draft.copier, copier.copies, copier.copies_base = copier, copies, len(context) + draft.n_own
+                    draft.guesses += copies
+                    draft.chances += [copier.rates[copy.sureness] for copy in copies]
+                    break
+                reached *= self._append(draft, agreed)
+                is_usual = False  # the next guess is read already
+                if agreed and agreed[-1].token_id in self._ends:
+                    break
         drafter.guesses, drafter.base = draft.guesses[: draft.n_own], len(context)
         return self._measured(draft, limit)
+
+    @staticmethod
+    def _append(draft: _Draft, guesses: Sequence[Guess]) -> float:
+        """Add a source's own guesses to its draft; return the chance that all of them are right."""
+        chances = [draft.drafter.rates[guess.sureness] for guess in guesses]
+        draft.guesses += guesses
+        draft.chances += chances
+        draft.n_own = len(draft.guesses)
+        return prod(chances)
+
+    def _timed(self, drafter: Drafter, function: Callable[[], _T], place: int, *, is_usual: bool) -> _T:
+        """Call a function of a source; put its time down to the source, and to this step."""
+        started = time.perf_counter()
+        result = function()
+        elapsed = time.perf_counter() - started
+        self._draft_s += elapsed
+        self._step_s += elapsed
+        self._step_price += drafter.timed(place, elapsed, is_usual=is_usual)
+        return result
 
     def _expected(self, drafter: Drafter, limit: int) -> float:
         """Return the gain in tokens that a source's best draft has on average, its own time included."""

@@ -20,6 +20,7 @@ N_SOUND = 4  # of them that are enough to do without those of a moment when the 
 OUTLIER = 2.0  # times the usual: what a longer measurement counts as
 N_FILE = 6  # that a price from another run stands for, unless the first N_WRONG contradict it
 N_WRONG = 2
+FILE_AT_WORST = 1.5  # times what a file says of further rows: it was a machine of another hour
 N_EXPECTED = 2  # measurements that the price which other widths let expect stands for
 SLOPE = 0.1  # plain steps for a further row, before anything is known; optimistic, so that it is tried
 DUE_AFTER, DUE_LATEST = 8, 64  # wide passes until a plain step is due; doubled while it brings nothing new
@@ -112,8 +113,10 @@ class StepCosts:
         return min((self(n_row + n) - here) / n for n in range(1, LOOK_AHEAD + 1))
 
     def at_worst(self, n_row: int) -> float:
-        """Return the price of a pass; where it was not measured in this run, that of its rows one by one."""
-        return float(n_row) if n_row not in self._kept or n_row in self._from_file else self(n_row)
+        """Return the price of a pass; more if another run measured it; that of its rows one by one if none did."""
+        if n_row in self._from_file:
+            return min(float(n_row), 1 + FILE_AT_WORST * (self(n_row) - 1))
+        return float(n_row) if n_row not in self._kept else self(n_row)
 
     def other(self, name: str) -> float | None:
         """Return the price of a step that is no pass of the target; None: it was never measured."""

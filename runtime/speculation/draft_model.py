@@ -23,7 +23,7 @@ from ..kv_cache import KvPages, KvSequence
 from ..models import build_model
 from ..program import Buffer, Op, Program
 from .draft_weights import DraftWeights, Progress
-from .model_source import N_TOK, ModelSource
+from .model_source import N_OUT, N_TOK, ModelSource
 from .vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class DraftModel:
                 [program], target.team, kv_bytes=n_ctx * slot_bytes, on_progress=on_progress
             )
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
-            executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=1)
+            executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=N_OUT)
             return cls(file, executor, pages, kernels, vocabulary, target.lock, n_ctx, n_byte)
         except BaseException:
             file.close()
@@ -119,17 +119,17 @@ class DraftModel:
         sequence = KvSequence(self.pages, self.n_ctx)
         try:
             with self._lock:
-                self.run(sequence, [0], has_output=True)
+                self.run(sequence, [0], n_output=1)
         finally:
             sequence.close()
 
-    def run(self, sequence: KvSequence, ids: list[int], *, has_output: bool) -> None:
-        """Append tokens to a sequence in one pass; if wanted, the last one's logits are then in the executor."""
+    def run(self, sequence: KvSequence, ids: list[int], *, n_output: int) -> None:
+        """Append tokens to a sequence in one pass; the logits of the last ``n_output`` are then in the executor."""
         self._file.check_mapped()
         past = sequence.n_past
         sequence.append(len(ids))
         try:
-            batch = Batch.of_tokens(sequence.page_table, past, ids, [len(ids) - 1] if has_output else [])
+            batch = Batch.of_tokens(sequence.page_table, past, ids, range(len(ids) - n_output, len(ids)))
             self.executor.run(batch, is_long=len(ids) > 16)
         except BaseException:
             sequence.rollback(past)

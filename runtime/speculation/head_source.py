@@ -82,6 +82,9 @@ class HeadSource:
         """Yield nothing: it is not free."""
         return iter(())
 
+    def agree(self, copied: Sequence[int]) -> None:
+        """Return None: it would have to look at the copies one by one."""
+
     def close(self) -> None:
         """Give the pages back."""
         self._n_read = 0

@@ -18,9 +18,12 @@ from .source import Answer, Guess
 if TYPE_CHECKING:
     from .draft_model import DraftModel
 
-N_TOK = 64  # rows of a pass that catches up
+F32 = NDArray[np.float32]
 
-FIRST_WINDOW = 24  # tokens that are read before anything is known of what they cost
+N_TOK = 64  # rows of a pass that catches up
+N_OUT = 9  # rows whose logits are wanted at most: the last guess, and copies that may go on with it
+
+FIRST_WINDOW = 40  # tokens that are read before anything is known of what they cost
 WIDEN = 2  # a window that has proved itself is read anew, so many times as long
 
 
@@ -47,6 +50,8 @@ class ModelSource:
         self._cached: list[int] = []  # what the sequence holds: the window's tokens, perhaps followed by old guesses
         self._n_sure = 0  # of the cached ones, certainly the window's
         self._n_context = 0
+        self._history: list[int] = []  # the context and what is drafted
+        self._unread: int | None = None  # the last guess, where it was not read yet
         self.budget_s = 0.0
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
@@ -62,22 +67,46 @@ class ModelSource:
         """Read what is new, then yield the draft model's picks; none when it cannot go on."""
         self._ids += self._model.vocabulary.further(context[self._n_context :])
         self._n_context = len(context)
-        history = list(context)
+        self._history, self._unread = list(context), None
         try:
             self._choose_window()
             self._catch_up()
             while True:
-                row = self._model.vocabulary.row(self._logits)
-                token_id, sureness = pick(self._answer, row, history)
-                yield Guess(token_id, sureness)
-                history.append(token_id)
+                guess = Guess(*pick(self._answer, self._model.vocabulary.row(self._logits), self._history))
+                self._history.append(guess.token_id)
+                self._unread = guess.token_id
+                yield guess
                 if self._sequence.n_past >= self._model.n_ctx:
                     return
-                for draft_id in self._model.vocabulary.further([token_id]):
-                    self._run([draft_id])
+                if self._unread is not None:
+                    for draft_id in self._model.vocabulary.further([self._unread]):
+                        self._run([draft_id])
         except LlmrunError:
             # No page is free, or the draft's logits are no numbers or forbidden: there is no draft.
             return
+
+    def agree(self, copied: Sequence[int]) -> list[Guess] | None:
+        """Read the last guess and the copies in one pass; keep the copies that it would have picked."""
+        if self._unread is None or not self._model.vocabulary.is_same:
+            return None
+        read, guesses = [self._unread, *copied[: N_OUT - 1]], list[Guess]()
+        if self._sequence.n_past + len(read) > self._model.n_ctx:
+            return None
+        try:
+            rows = self._run(read, n_output=len(read))
+            for token_id, row in zip(read[1:], rows, strict=False):
+                guess = Guess(*pick(self._answer, self._model.vocabulary.row(row), self._history))
+                if guess.token_id != token_id:
+                    break
+                guesses.append(guess)
+                self._history.append(token_id)
+        except LlmrunError:
+            return None
+        n_wrong = len(read) - 1 - len(guesses)
+        del self._cached[len(self._cached) - n_wrong :]
+        self._sequence.rollback(self._sequence.n_past - n_wrong)
+        self._logits, self._unread = rows[len(guesses)], None
+        return guesses
 
     def after(self, drafted: Sequence[int]) -> Iterator[Guess]:  # noqa: ARG002
         """Yield nothing: it is not free."""
@@ -121,14 +150,17 @@ class ModelSource:
         started, n_new = time.perf_counter(), len(window) - len(self._cached)
         while len(self._cached) < len(window):
             chunk = window[len(self._cached) : len(self._cached) + N_TOK]
-            self._run(chunk, has_output=len(self._cached) + len(chunk) == len(window))
+            self._run(chunk, n_output=int(len(self._cached) + len(chunk) == len(window)))
         self._n_sure = len(self._cached)
         if n_new >= N_TOK // 4:
             self._model.token_s = (time.perf_counter() - started) / n_new
 
-    def _run(self, ids: list[int], *, has_output: bool = True) -> None:
+    def _run(self, ids: list[int], *, n_output: int = 1) -> F32:
+        """Run one pass; return the logits of the last rows, the last one's are kept."""
         with self._lock:
-            self._model.run(self._sequence, ids, has_output=has_output)
-            if has_output:
-                self._logits: NDArray[np.float32] = self._model.executor.output("logits", 1)[0].copy()
+            self._model.run(self._sequence, ids, n_output=n_output)
+            rows: F32 = self._model.executor.output("logits", n_output).copy()
         self._cached += ids
+        if n_output:
+            self._logits = rows[-1]
+        return rows

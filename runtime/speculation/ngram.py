@@ -89,6 +89,9 @@ class NgramSource:
             yield Guess(corpus[at], 1 + bisect_right(BOUNDS, length))
             at, length = at + 1, length + 1
 
+    def agree(self, copied: Sequence[int]) -> None:
+        """Return None: nobody asks, it is free."""
+
     def close(self) -> None:
         """Nothing to give back."""
 

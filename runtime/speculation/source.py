@@ -75,6 +75,13 @@ class DraftSource(Protocol):
         Only sources that are free are asked; what they cannot say they leave out.
         """
 
+    def agree(self, copied: Sequence[int]) -> list[Guess] | None:
+        """Return those of another source's tokens that this one would guess next as well, up to the first it would not.
+
+        They come after the last guess that was drawn; the next one drawn comes after those that are returned. None:
+        the source cannot tell, and nothing more is drawn. Only sources that are not free are asked.
+        """
+
     def close(self) -> None:
         """Give back what the source holds."""
 

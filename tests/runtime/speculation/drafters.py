@@ -28,6 +28,9 @@ class ListedSource:
             yield Guess(self._random.randrange(self._n_vocab) if is_wrong else self._truth[at], 0)
             at += 1
 
+    def agree(self, copied):
+        return None
+
     def after(self, drafted):
         return iter(())
 

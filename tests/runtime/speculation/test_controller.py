@@ -164,6 +164,9 @@ class Copying:
     def guess(self, context):
         return iter(())
 
+    def agree(self, copied):
+        return None
+
     def after(self, drafted):
         if drafted[-1] % 10 == 3:
             yield from (Guess(drafted[-1] + i, 0) for i in range(1, 7))

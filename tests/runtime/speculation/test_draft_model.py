@@ -8,12 +8,14 @@ from llmrun.formats.errors import FormatError
 from llmrun.formats.record import replace
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.kv_cache import KvSequence
+from llmrun.runtime.sampling.chain import Sampler
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.speculation.draft_model import DraftModel
 from llmrun.runtime.speculation.loop import verify
 from llmrun.runtime.speculation.model_source import ModelSource
 from llmrun.runtime.speculation.settings import SpeculationSettings
+from llmrun.runtime.speculation.source import Answer
 from llmrun.runtime.speculation.vocabulary_map import VocabularyMap
 
 from ..machine import token_ids
@@ -134,7 +136,7 @@ def test_a_mapped_file_that_is_cut_is_an_error(tiny_path, tmp_path, cut):
         sequence = KvSequence((engine if cut == "target" else draft).pages, 64)
         passes = {
             "target": lambda: verify(engine, [(sequence, [1, 2])]),
-            "draft": lambda: draft.run(sequence, [1, 2], has_output=True),
+            "draft": lambda: draft.run(sequence, [1, 2], n_output=1),
         }
         passes[cut]()
         os.truncate(paths[cut], 100)
@@ -142,4 +144,40 @@ def test_a_mapped_file_that_is_cut_is_an_error(tiny_path, tmp_path, cut):
             passes[cut]()
         assert sequence.n_past == 2
         sequence.close()
+        draft.close()
+
+
+def test_agreeing_with_copies_is_guessing_them_one_by_one(tiny_path):
+    """What a model agrees with, and guesses after it, is what it would have guessed anyway."""
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=128, n_threads=1) as engine:
+        draft = DraftModel.open(tiny_path("llama", "Q4_0"), engine)
+        answer = Answer(
+            sampler=Sampler(SamplerSettings(temperature=0.8), engine.info.n_vocab, engine.tokenizer.piece),
+            seed=1,
+            sample=0,
+            ends=frozenset(),
+        )
+        context = [5, 9, 14, 3, 77, 20]
+
+        def start():
+            source = draft.source(KvSequence(engine.pages, 128))
+            source.begin(context, answer)
+            return source, source.guess(context)
+
+        source, guesses = start()
+        alone = [next(guesses) for _ in range(12)]
+        source.close()
+        ids = [guess.token_id for guess in alone]
+        for n_first, n_copied, n_right in ((1, 5, 5), (3, 4, 2), (2, 1, 0), (1, 8, 8), (4, 3, 3)):
+            source, guesses = start()
+            first = [next(guesses) for _ in range(n_first)]
+            copied = ids[n_first : n_first + n_copied]
+            if n_right < n_copied:
+                copied[n_right] = (copied[n_right] + 1) % engine.info.n_vocab
+            agreed = source.agree(copied)
+            assert source.agree(copied) is None  # nothing is unread
+            rest = [next(guesses) for _ in range(len(alone) - n_first - len(agreed))]
+            assert len(agreed) == n_right
+            assert first + agreed + rest == alone
+            source.close()
         draft.close()
