@@ -21,8 +21,7 @@ from ..simd.scalar import larger, load_f32, load_i64, smaller, stack_bytes
 from ..simd.tile import RECORD_BYTES, tile_operations
 from ..simd.vector import (
     add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, max_lanes, maximum, mul, prefetch,
-    splat, store_f32x16,
-    store_strided, sub, sum_lanes, void, where_between,
+    splat, store_f32x16, store_strided, sub, sum_lanes, void, where_between,
 )  # fmt: skip
 from ..simd.weight_bytes import SIGNED_BYTE
 from .kv_store import COPIES, quantize_rotated

@@ -28,6 +28,7 @@ class ChancySource:
 
     priors = (0.7,)
     n_guess = 0
+    agrees = False  # whether it can tell which copies it would have guessed
 
     def __init__(self, name, chance, machine, *, is_free, guess_s=0.0, start_s=0.0):
         self.name, self.is_free = name, is_free
@@ -38,19 +39,24 @@ class ChancySource:
         self._is_started = False
 
     def guess(self, context):
-        at = len(context)
+        self._at = len(context)
         while True:
             if not self._is_started:
                 self._is_started = True
                 self._machine.spend(self._start_s)
             self._machine.spend(self._guess_s)
             self.n_guess += 1
-            is_right = self._random.random() < self._chance(at - N_PROMPT)
-            yield Guess(at if is_right else -1, 0)
-            at += 1
+            is_right = self._random.random() < self._chance(self._at - N_PROMPT)
+            self._at += 1
+            yield Guess(self._at - 1 if is_right else -1, 0)
 
     def agree(self, copied):
-        return None
+        if not self.agrees:
+            return None
+        self._machine.spend(self._guess_s)
+        right = [Guess(token_id, 0) for i, token_id in enumerate(copied) if token_id == self._at + i]
+        self._at += len(right)
+        return right
 
     def after(self, drafted):
         return iter(())

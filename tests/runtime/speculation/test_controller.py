@@ -176,19 +176,23 @@ class Copying:
 
 
 def test_a_copy_goes_on_with_another_sources_draft(monkeypatch):
-    """Fewer guesses of the dear source, as many right tokens."""
+    """Fewer guesses of the dear source, as many right tokens; where it agrees with copies it goes on behind them."""
     guesses, passes = {}, {}
-    for with_copies in (False, True):
+    for copies in ("none", "at the end", "agreed with"):
         machine = Machine(monkeypatch, WIDE, {n: WIDE(n) for n in (1, 2, 4, 8, 16)})
         draft = machine.source("draft", always(0.95), is_free=False, guess_s=0.012)
-        sources = [Copying(), draft] if with_copies else [draft]
-        _, _, passes[with_copies], stats = machine.generate(sources, 600)
-        guesses[with_copies] = draft.n_guess
-    assert guesses[True] < 0.7 * guesses[False]
-    assert len(passes[True]) < 1.4 * len(passes[False])  # a copy ends after six tokens, a draft may be longer
-    assert stats.sources["copies"].acceptance > 0.9
-    assert stats.n_token == sum(passes[True])
-    assert sum(s.n_accepted for s in stats.sources.values()) == sum(passes[True]) - len(passes[True])
+        draft.agrees = copies == "agreed with"
+        sources = [draft] if copies == "none" else [Copying(), draft]
+        _, _, passes[copies], stats = machine.generate(sources, 600)
+        guesses[copies] = draft.n_guess
+        assert stats.n_token == sum(passes[copies])
+        assert sum(s.n_accepted for s in stats.sources.values()) == sum(passes[copies]) - len(passes[copies])
+        if copies == "at the end":
+            assert stats.sources["copies"].acceptance > 0.9
+    assert guesses["at the end"] < 0.7 * guesses["none"]
+    assert len(passes["at the end"]) < 1.4 * len(passes["none"])  # a copy ends after six tokens, a draft may be longer
+    assert guesses["agreed with"] < 0.7 * guesses["none"]
+    assert len(passes["agreed with"]) < 0.9 * len(passes["at the end"])
 
 
 @MACHINES
