@@ -132,12 +132,15 @@ def quantize(
         Option("--chunks", min=-1, metavar="N", help="Chunks of 512 tokens of it, evenly spread; -1: all."),
     ] = 24,
     quality: Annotated[
-        bool,
+        bool | None,
         Option(
-            "--quality", help="Measure the result beside IN, and keep the figures in its metadata (a quality card)."
+            "--quality/--no-quality",
+            help="Measure the result beside IN, and keep the figures in its metadata (a quality card). Without either:"
+            " done where a text is calibrated on.",
+            show_default=False,
         ),
-    ] = False,
-    text: Annotated[
+    ] = None,
+    quality_text: Annotated[
         Path | None,
         Option(
             "--quality-text",
@@ -163,6 +166,10 @@ def quantize(
     """
     wanted = target_of(target, target_bpw, target_kld, target_tps)
     check_report(report, has_target=wanted is not None, is_forced=force)
+    if quality_text is not None:
+        if quality is False:
+            raise UsageError("is for a quality card, which --no-quality leaves out", "--quality-text")
+        quality = True
     source, out, type_name = _split(paths_and_type, has_target=wanted is not None)
     import_numpy()  # here: --help must not pay for it
     from ..quant.checkpoint import GgufCheckpoint
@@ -177,6 +184,7 @@ def quantize(
     calibration = _calibration(
         method, calibration_text, chunks, has_imatrix=imatrix is not None, has_target=wanted is not None
     )
+    is_measured = calibration is not None or wanted is not None if quality is None else quality
     options = _options(
         mixture, imatrix, tensor_type or [], (output_tensor_type, token_embedding_type),
         is_pure=pure, leaves_output=leave_output_tensor, allows_requantize=allow_requantize,
@@ -199,8 +207,7 @@ def quantize(
         if not dry_run:
             _check_target(path, checkpoint, n_part, is_forced=force)
         scales_channels = calibration is None and method == "awq"
-        is_measured = quality or text is not None
-        job = Job(path, n_thread, allow_nan, keep_split, calibration, scales_channels, is_measured, text)
+        job = Job(path, n_thread, allow_nan, keep_split, calibration, scales_channels, is_measured, quality_text)
         if wanted is None:
             print_notes(plan.notes)
             written = job.write(plan)

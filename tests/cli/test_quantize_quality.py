@@ -1,4 +1,4 @@
-"""``llmrun quantize --quality``: the card is measured before the file gets its name, and is in the same file."""
+"""Quality cards of ``llmrun quantize``: when one is made; measured before the file gets its name, and in it."""
 
 import gguf
 import pytest
@@ -54,3 +54,32 @@ def test_nothing_is_left_when_measuring_fails(cli, tiny, text, tmp_path, monkeyp
     assert result.code == 1
     assert "the measurement failed" in result.err
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_measured"),
+    [
+        (["Q4_0"], False),
+        (["Q4_0", "--quality"], True),
+        (["Q4_0", "--method", "gptq"], True),
+        (["Q4_0", "--method", "gptq", "--no-quality"], False),
+        (["--target-bpw", 6, "--method", "rtn"], True),
+        (["--target-bpw", 6, "--method", "rtn", "--no-quality"], False),
+    ],
+)
+def test_a_run_that_reads_a_text_measures_what_it_has_made(cli, tiny, text, tmp_path, arguments, is_measured):
+    reads_text = "--method" in arguments
+    result = cli("quantize", tiny, tmp_path / "out.gguf", *arguments, *(("-f", text) if reads_text else ()))
+    assert result.code == 0, result.err
+    assert ("quality: KL divergence" in result.err) == is_measured
+    with GgufFile.open(tmp_path / "out.gguf") as file:
+        card = QualityCard.from_metadata(file.metadata)
+    assert (card is not None) == is_measured
+    assert card is None or card.text != "text"  # not the one that it was calibrated on
+
+
+def test_a_text_for_no_card_is_refused(cli, tiny, text, tmp_path):
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "Q4_0", "--quality-text", text, "--no-quality")
+    assert result.code == 2
+    assert "--no-quality" in result.err
+    assert not (tmp_path / "out.gguf").exists()
