@@ -1,0 +1,169 @@
+"""The most that drafts can gain on a text: what a planner would reach that knew beforehand which guesses are right.
+
+    python bench/draft_bound.py TARGET.gguf DRAFT.gguf [--prompts code-cache,json-people] [-n 200]
+
+The target's greedy answer is made once. Then the draft model and the copies guess each of its tokens after the right
+ones, and passes of the target (1 to 24 rows) and steps of the draft are timed in turn. From that a shortest path over
+the answer gives the cheapest way to make it: at each step no draft longer than what is right, copies free of charge,
+and nothing for reading the prompt with the draft model (the last number counts that too). No planner with these sources
+can be faster on this machine.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from llmrun.runtime.engine import Engine
+from llmrun.runtime.kv_cache import KvSequence
+from llmrun.runtime.measure.drafts import GREEDY, PLAIN, SEED
+from llmrun.runtime.session import GenerationParams
+from llmrun.runtime.speculation.loop import verify
+from llmrun.runtime.speculation.ngram import NgramSource
+from llmrun.runtime.speculation.opening import open_draft
+from llmrun.runtime.texts import draft_prompts
+
+WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24)
+ROUNDS = 5
+LONGEST = WIDTHS[-1] - 1
+
+
+def answer_of(engine, text, n):
+    """Return the ids of a prompt and of the greedy answer to it."""
+    ids = (
+        engine.template.encode([{"role": "user", "content": text}])
+        if engine.template
+        else engine.tokenizer.encode(text)
+    )
+    params = GenerationParams(sampler=GREEDY, seed=SEED, max_tokens=n, speculation=PLAIN)
+    session = engine.session()
+    answer = [token.token_id for token in session.generate(ids, params) if token.token_id >= 0]
+    session.close()
+    return ids, answer
+
+
+def drafted_right(draft, ids, answer):
+    """Return for each token of the answer whether the draft model says it after the right ones."""
+    sequence = KvSequence(draft.pages, draft.n_ctx)
+    for start in range(0, len(ids) - 1, 64):
+        draft.run(sequence, ids[start : min(start + 64, len(ids) - 1)], n_output=0)
+    text, right = [ids[-1], *answer], []
+    for start in range(0, len(answer), 8):
+        part = text[start : start + 8]
+        draft.run(sequence, part, n_output=len(part))
+        rows = draft.executor.output("logits", len(part))
+        guesses = [int(draft.vocabulary.row(row).argmax()) for row in rows]
+        right += [guess == token for guess, token in zip(guesses, answer[start : start + 8], strict=False)]
+    sequence.close()
+    return right
+
+
+def copied_right(ids, answer):
+    """Return for each token of the answer how many from there on a copy of the text has right."""
+    source, context, n_right = NgramSource(), list(ids), []
+    source.begin(context, None)
+    for i, token in enumerate(answer):
+        n = 0
+        for guess, came in zip(source.guess(context), answer[i : i + LONGEST], strict=False):
+            if guess.token_id != came:
+                break
+            n += 1
+        n_right.append(n)
+        context.append(token)
+    return n_right
+
+
+def prices(engine, draft, n_past):
+    """Return prices in plain steps of passes by number of rows and of the draft's step; seconds of a plain step, and
+    of a token of a text that the draft reads."""
+    sequence = KvSequence(engine.pages, engine.n_ctx)
+    for _ in range(n_past // 8):
+        verify(engine, [(sequence, [0] * 8)])
+    past, taken, steps = sequence.n_past, {n: [] for n in WIDTHS}, []
+    for _ in range(ROUNDS):
+        for n in WIDTHS:
+            started = time.perf_counter()
+            verify(engine, [(sequence, [0] * n)])
+            taken[n].append(time.perf_counter() - started)
+            sequence.rollback(past)
+        started = time.perf_counter()
+        for _ in range(4):
+            draft.step()
+        steps.append((time.perf_counter() - started) / 4)
+    sequence.close()
+    plain, reading = median(taken[1]), KvSequence(draft.pages, draft.n_ctx)
+    started = time.perf_counter()
+    for _ in range(ROUNDS):
+        draft.run(reading, [0] * 64, n_output=0)
+    token_s = (time.perf_counter() - started) / (64 * ROUNDS)
+    reading.close()
+    at = np.interp(range(1, WIDTHS[-1] + 1), WIDTHS, [median(taken[n]) / plain for n in WIDTHS])
+    return at, median(steps) / plain, plain, token_s
+
+
+def cheapest(n_token, right, n_copied, passes, step):
+    """Return the plain steps that the tokens after the first take at least."""
+    price = np.full(n_token, np.inf)
+    price[1] = 0.0  # token 0 is the prompt's; price[i]: until tokens 0 to i - 1 are there, and token i is next
+    price = np.append(price, np.inf)
+    for i in range(1, n_token):
+        spent, n = 0.0, 0
+        price[i + 1] = min(price[i + 1], price[i] + 1.0)
+        while n < LONGEST and i + n < n_token - 1:
+            at = i + n
+            if n_copied[at]:
+                n += 1  # free, and known to be right
+            elif right[at]:
+                n, spent = n + 1, spent + step
+            else:
+                break
+            reached = min(i + n + 1, n_token)
+            price[reached] = min(price[reached], price[i] + spent + passes[n])
+    return price[n_token]
+
+
+def main():
+    """Print a line for every prompt."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("draft", type=Path)
+    parser.add_argument("--prompts", default="")
+    parser.add_argument("-n", type=int, default=200)
+    options = parser.parse_args()
+    wanted = options.prompts.split(",") if options.prompts else None
+    with Engine.open(options.target, n_ctx=2560) as engine:
+        draft = open_draft(options.draft, engine)
+        passes, step, plain, token_s = prices(engine, draft, 400)
+        shown = ", ".join(f"{n}: {passes[n - 1]:.2f}" for n in WIDTHS)
+        print(f"plain step {1e3 * plain:.1f} ms; draft step {step:.3f}; passes by rows: {shown}")
+        for prompt in draft_prompts():
+            name = f"{prompt.kind}-{prompt.name}"
+            if prompt.kind == "random" or (wanted and name not in wanted):
+                continue
+            ids, answer = answer_of(engine, prompt.text, options.n)
+            right, n_copied = drafted_right(draft, ids, answer), copied_right(ids, answer)
+            most = {
+                sources: (len(answer) - 1) / cheapest(len(answer), *told, passes, step)
+                for sources, told in {
+                    "both": (right, n_copied),
+                    "draft": (right, [0] * len(answer)),
+                    "copies": ([False] * len(answer), n_copied),
+                }.items()
+            }
+            shares = np.mean(right[1:]), np.mean(np.array(n_copied[1:]) > 0)
+            reading = len(ids) * token_s / plain  # of the prompt with the draft model, in plain steps
+            n = len(answer) - 1
+            with_reading = n / (n / most["both"] + reading)
+            print(
+                f"{name:18} {len(ids):3} + {len(answer):3} tokens; draft right {shares[0]:.2f}, copy {shares[1]:.2f};"
+                f" at most {most['both']:.2f} (draft alone {most['draft']:.2f}, copies {most['copies']:.2f};"
+                f" with the prompt read by the draft {with_reading:.2f})",
+                flush=True,
+            )
+        draft.close()
+
+
+if __name__ == "__main__":
+    main()
