@@ -245,7 +245,7 @@ class SpeculationOptions(Record, kw_only=True):
             metavar="N",
             help="Guess at most N tokens ahead; 0: none.",
         ),
-    ] = 16
+    ] = 15
     draft_min: Annotated[
         int, Option("--draft-min", min=0, max=64, metavar="N", help="Leave shorter guesses aside.")
     ] = 0

@@ -68,10 +68,26 @@ class Batch:
 
     @classmethod
     def of_tokens(
-        cls, page_table: NDArray[np.int64], first_slot: int, token_ids: Sequence[int], out_rows: Sequence[int]
+        cls,
+        page_table: NDArray[np.int64],
+        first_slot: int,
+        token_ids: Sequence[int],
+        out_rows: Sequence[int],
+        *,
+        shift: int = 0,
     ) -> Batch:
-        """Return the batch of consecutive plain tokens of one sequence: prefill chunks and decode steps."""
-        return cls.of_chains([(page_table, first_slot, token_ids)], out_rows)
+        """Return the batch of consecutive plain tokens of one sequence: prefill chunks and decode steps.
+
+        Args:
+            page_table: of the sequence.
+            first_slot: of the first token.
+            token_ids: the tokens.
+            out_rows: rows whose output is wanted.
+            shift: how much larger positions are than slots, where a sequence holds a text from its middle on.
+        """
+        batch = cls.of_chains([(page_table, first_slot, token_ids)], out_rows)
+        batch.rows[:, 3] += shift
+        return batch
 
     @classmethod
     def of_chains(

@@ -137,6 +137,22 @@ class KvSequence:
             self._pages.release(int(self.page_table[self._n_page]))
         self.n_past = n_past
 
+    def prepend(self, earlier: KvSequence) -> None:
+        """Take over what another sequence holds, full pages of as many slots, in front of this one's slots.
+
+        The slots of both had only their own sequence to attend to; what follows attends to all of them.
+
+        Raises:
+            ValueError: the other's last page is not full, or there are too many for the context.
+        """
+        n = earlier._n_page
+        if earlier.n_past % PAGE_SLOTS or self.n_past + earlier.n_past > self.n_ctx:
+            raise ValueError(f"{earlier.n_past} slots before {self.n_past} of {self.n_ctx}; pages of {PAGE_SLOTS}")
+        self.page_table[n : n + self._n_page] = self.page_table[: self._n_page].copy()
+        self.page_table[:n] = earlier.page_table[:n]
+        self.n_past, self._n_page = self.n_past + earlier.n_past, self._n_page + n
+        earlier.n_past = earlier._n_page = 0
+
     def fork(self) -> KvSequence:
         """Return a second sequence with the same past; pages are shared until one of the two writes."""
         other = KvSequence(self._pages, self.n_ctx)

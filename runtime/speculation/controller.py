@@ -37,10 +37,11 @@ _T = TypeVar("_T")
 
 RATE_FADE = 0.9
 LEAST_GAIN = 0.02  # tokens
-ALLOWANCE, ALLOWANCE_TOKENS = 0.018, 200  # plain steps for each of the tokens, of at least so many
+ALLOWANCE, ALLOWANCE_TOKENS = 0.016, 200  # plain steps for each of the tokens, of at least so many
 PROBE_TOKENS = 2
 READING = 0.5  # share of what may be lost that a source may take to read a text
-RESERVE = 0.35  # share of it that is left to copies: a draft model that is wrong at first must not end everything
+RESERVE = 0.15  # share of it that is left to copies: a draft model that is wrong at first must not end everything
+RISK = 0.35  # share of it that one draft may lose: some wrong ones in a row must not end everything
 # Seconds that a pass takes longer after planning, whose Python has displaced the pass' own data from the caches
 # (bench/LOG.md): 2 % of a step of a 135M model, nothing for large ones.
 AFTERMATH_S = 60e-6
@@ -50,6 +51,7 @@ QUICK_STEP_S = 0.01
 QUICK_LOOK = 16  # passes of such a target after which one is measured: it may have been quick by chance
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
+ASK_CHANCE = 0.1  # the other source is asked what it thinks of one that is at least this likely
 
 
 class _Draft(Record, frozen=False):
@@ -96,6 +98,7 @@ class Controller:
         self._passed: Measured | None = None  # the last pass
         self._instead: list[tuple[int, Measured]] = []  # (tokens that a pass made, its time beside a plain step's)
         self._draft: _Draft | None = None  # what is being verified
+        self._leftover: list[Guess] = []  # what the last draft said of the tokens to come, after a wrong guess
 
     @classmethod
     def for_engine(cls, engine: Engine, sequence: KvSequence) -> Controller:
@@ -119,6 +122,7 @@ class Controller:
         for drafter in self._active():
             drafter.source.begin(prompt, answer)
             drafter.stats, drafter.guesses = SourceStats(), []
+        self._leftover = []
         self._stats.spent_s += time.perf_counter() - started
 
     def _active(self) -> list[Drafter]:
@@ -151,6 +155,7 @@ class Controller:
             return []
         widest = max(2 * self._costs.widest + 1, self._settings.draft_min)  # widths are tried step by step
         draft = self._draft = self._choose(context, min(limit, self._settings.draft_max, widest))
+        self._leftover = []
         planning_s = time.perf_counter() - started - self._draft_s
         self._step_s += planning_s
         if self._costs.is_known:
@@ -202,6 +207,7 @@ class Controller:
         draft = self._draft
         if draft is None:
             return
+        self._leftover = draft.guesses[n_right + 1 :]
         n_own = min(draft.n, draft.n_own)
         draft.drafter.stats.count(n_own, min(n_right, n_own))
         if draft.copier is not None and draft.n > n_own <= n_right:  # what was not reached says nothing
@@ -260,9 +266,9 @@ class Controller:
         """What of that is left to sources that cost nothing."""
         return RESERVE * ALLOWANCE * max(ALLOWANCE_TOKENS, self._n_balance)
 
-    def _may_try(self, n: int) -> bool:
-        """Whether the answer can bear that a draft of n tokens is wrong."""
-        return self._costs.at_worst(1 + n) - 1 < self._allowance
+    def _may_try(self, n: int, drafting: float = 0.0) -> bool:
+        """Whether the answer can bear that a draft of n tokens is wrong, for which so many plain steps were spent."""
+        return self._costs.at_worst(1 + n) - 1 + drafting < RISK * self._allowance
 
     def _until_end(self, guesses: Iterable[Guess]) -> list[Guess]:
         """Return guesses up to the first that ends the answer."""
@@ -297,15 +303,25 @@ class Controller:
                 draft.gain, draft.n = gain, n
         return draft
 
-    def _copies(self, draft: _Draft, limit: int, least: float) -> tuple[Drafter, list[Guess]] | None:
-        """Return what a free source goes on with after a draft, as far as that is likely enough."""
-        drafted = [guess.token_id for guess in draft.guesses]
+    def _copies(self, draft: _Draft, limit: int) -> tuple[Drafter | None, list[Guess]]:
+        """Return how a draft may go on, none of it certain, and which free source says so.
+
+        Without a likely copy that is what the last draft said of these tokens, if this one says the same so far.
+        """
+        drafted, n_most = [guess.token_id for guess in draft.guesses], limit - len(draft.guesses)
+        unlikely: tuple[Drafter | None, list[Guess]] = None, []
         for copier in self._active():
             if copier.source.is_free:
-                copies = self._until_end(islice(copier.source.after(drafted), limit - len(drafted)))
-                if copies and copier.rates[copies[0].sureness] >= least:
+                copies = self._until_end(islice(copier.source.after(drafted), n_most))
+                chance = copier.rates[copies[0].sureness] if copies else 0.0
+                if chance >= COPY_CHANCE:
                     return copier, copies
-        return None
+                if chance >= ASK_CHANCE:
+                    unlikely = copier, copies
+        is_as_before = drafted == [guess.token_id for guess in self._leftover[: len(drafted)]]
+        if is_as_before and (copies := self._until_end(self._leftover[len(drafted) : limit])):
+            return None, copies
+        return unlikely
 
     def _draw(self, drafter: Drafter, context: Sequence[int], limit: int, best: float) -> _Draft | None:
         """Let a source that costs time guess, as long as each further guess is worth it."""
@@ -336,25 +352,28 @@ class Controller:
                 break
             reached *= self._append(draft, [guess])
             is_usual = True
-            further = self._costs.further(draft.n_own + 1)
+            further = self._costs.further(draft.n_own + 1, limit + 1)
             if guess.token_id in self._ends or reached * typical <= rate * (drafter.further + further):
                 break
-            if not self._may_try(draft.n_own + 1):
+            if not self._may_try(draft.n_own + 1, drafter.first + draft.n_own * drafter.further):
                 break
-            found = self._copies(draft, limit, max(COPY_CHANCE, typical - rate * drafter.further))
-            if found is not None:
-                copier, copies = found
-                ids = [copy.token_id for copy in copies]
-                agreed = self._timed(drafter, partial(drafter.source.agree, ids), 1, is_usual=False)
-                if agreed is None:
-                    draft.copier, copier.copies, copier.copies_base = copier, copies, len(context) + draft.n_own
-                    draft.guesses += copies
-                    draft.chances += [copier.rates[copy.sureness] for copy in copies]
-                    break
+            copier, copies = self._copies(draft, limit)
+            if not copies:
+                continue
+            ids = [copy.token_id for copy in copies]
+            agreed = self._timed(drafter, partial(drafter.source.agree, ids), 1, is_usual=False)
+            if agreed is not None:
                 reached *= self._append(draft, agreed)
                 is_usual = False  # the next guess is read already
                 if agreed and agreed[-1].token_id in self._ends:
                     break
+            elif copier is not None and copier.rates[copies[0].sureness] >= max(
+                COPY_CHANCE, typical - rate * drafter.further
+            ):
+                draft.copier, copier.copies, copier.copies_base = copier, copies, len(context) + draft.n_own
+                draft.guesses += copies
+                draft.chances += [copier.rates[copy.sureness] for copy in copies]
+                break
         drafter.guesses, drafter.base = draft.guesses[: draft.n_own], len(context)
         return self._measured(draft, limit)
 

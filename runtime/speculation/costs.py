@@ -8,6 +8,7 @@ like any other, so that knowing costs next to nothing.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ N_PLAIN = 5  # plain steps that tell what one takes at present
 N_KEPT = 24  # measurements of every other step
 N_SOUND = 4  # of them that are enough to do without those of a moment when the load changed
 OUTLIER = 2.0  # times the usual: what a longer measurement counts as
-N_FILE = 6  # that a price from another run stands for, unless the first N_WRONG contradict it
+N_FILE = 2  # that a price from another run stands for, unless the first N_WRONG contradict it
 N_WRONG = 2
 FILE_AT_WORST = 1.5  # times what a file says of further rows: it was a machine of another hour
 N_EXPECTED = 2  # measurements that the price which other widths let expect stands for
@@ -27,7 +28,6 @@ DUE_AFTER, DUE_LATEST = 8, 64  # wide passes until a plain step is due; doubled 
 DUE_S = 4.0  # that is due after so many seconds of wide passes
 NEWS = 1.15  # a plain step that took this much more or less than the last ones
 SURPRISE = 1.4  # a pass likewise: the machine has changed, if two of them follow each other
-LOOK_AHEAD = 16  # rows over which the price of a further one is averaged
 
 
 def median(values: Iterable[float]) -> float:
@@ -107,10 +107,10 @@ class StepCosts:
         n_seen = len(self._kept[n_row])
         return (n_seen * self._prices[n_row] + N_EXPECTED * expected) / (n_seen + N_EXPECTED)
 
-    def further(self, n_row: int) -> float:
-        """Return the price of one row more, on average over as many further ones as make it cheapest."""
+    def further(self, n_row: int, most: int) -> float:
+        """Return the price of one row more, on average over as many further ones, to ``most``, as make it cheapest."""
         here = self(n_row)
-        return min((self(n_row + n) - here) / n for n in range(1, LOOK_AHEAD + 1))
+        return min(((self(n) - here) / (n - n_row) for n in range(n_row + 1, most + 1)), default=math.inf)
 
     def at_worst(self, n_row: int) -> float:
         """Return the price of a pass; more if another run measured it; that of its rows one by one if none did."""
@@ -132,7 +132,7 @@ class StepCosts:
             part = (n_row - low) / (high - low)
             return (1 - part) * self._prices[low] + part * self._prices[high]
         slopes = [(self._prices[n] - 1) / (n - 1) for n in sound if n > 1]
-        return 1 + max(0.0, min(slopes, default=SLOPE)) * (n_row - 1)
+        return self._prices[sound[-1]] + max(0.0, min(slopes, default=SLOPE)) * (n_row - sound[-1])
 
     def forget_others(self) -> None:
         """Forget the prices of steps that are no passes of the target."""

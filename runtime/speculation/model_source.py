@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...formats.errors import LlmrunError
+from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvSequence
 from .picking import PRIORS, pick
 from .source import Answer, Guess
@@ -21,17 +22,18 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 
 N_TOK = 64  # rows of a pass that catches up
-N_OUT = 9  # rows whose logits are wanted at most: the last guess, and copies that may go on with it
+N_OUT = 4  # rows whose logits are wanted at most: the last guess, and copies; so many take hardly longer than one
 
 FIRST_WINDOW = 40  # tokens that are read before anything is known of what they cost
-WIDEN = 2  # a window that has proved itself is read anew, so many times as long
 
 
 class ModelSource:
     """Lets a draft model guess.
 
-    It reads no more of a text than the planner's budget allows: at first a short window of its end, and more once
-    that has paid.
+    It reads no more of a text than the planner's budget allows: at first a short window of its end, and more once that
+    has paid. What stands before the window is then read page by page, each piece without a look at what is before it,
+    and put in front: what follows sees all of it, which costs hardly an agreement (bench/LOG.md) and saves reading the
+    window again. Source of the idea: parallel context windows, Ratner et al., arXiv 2212.10947.
 
     Args:
         model: the draft model.
@@ -47,6 +49,7 @@ class ModelSource:
         self._sequence = KvSequence(model.pages, model.n_ctx)
         self._ids: list[int] = []  # the text in the draft's vocabulary
         self._start = 0  # where in it the window begins
+        self._origin = 0  # token of the text that has position 0; the window never begins before it
         self._cached: list[int] = []  # what the sequence holds: the window's tokens, perhaps followed by old guesses
         self._n_sure = 0  # of the cached ones, certainly the window's
         self._n_context = 0
@@ -121,8 +124,14 @@ class ModelSource:
 
     def _restart(self, start: int) -> None:
         self._start, self._n_sure = start, 0
+        self._origin = max(0, min(start, len(self._ids) - self._most))
         self._cached.clear()
         self._sequence.rollback(0)
+
+    @property
+    def _most(self) -> int:
+        """Tokens of a text that are read at most; the rest of the context is for what follows."""
+        return self._model.n_ctx // 2
 
     def _choose_window(self) -> None:
         """Keep what is cached of the text; begin a new window where that is too little, or too much to read."""
@@ -133,32 +142,52 @@ class ModelSource:
         n = min(n, len(window) - 1)
         del self._cached[max(n, 0) :]
         self._sequence.rollback(len(self._cached))
-        most = self._model.n_ctx // 2
-        affordable = int(min(most, self.budget_s / self._model.token_s)) if self._model.token_s else FIRST_WINDOW
-        affordable = max(affordable, FIRST_WINDOW // 2)
-        n_behind = len(window) - len(self._cached)
-        is_full = len(window) + N_TOK > self._model.n_ctx
-        wider = min(WIDEN * len(window), len(self._ids), most)
-        if is_full or n_behind > affordable:
-            self._restart(max(0, len(self._ids) - min(affordable, most)))
-        elif self._start and WIDEN * wider <= affordable and wider > len(window):
-            self._restart(len(self._ids) - wider)
+        affordable = self._affordable
+        is_full = len(self._ids) - self._origin + N_TOK > self._model.n_ctx
+        if is_full or len(window) - len(self._cached) > affordable:
+            self._restart(max(0, len(self._ids) - min(affordable, self._most)))
+
+    @property
+    def _affordable(self) -> int:
+        """How many tokens may be read now."""
+        n = int(self.budget_s / self._model.token_s) if self._model.token_s else FIRST_WINDOW
+        return max(n, FIRST_WINDOW // 2)
 
     def _catch_up(self) -> None:
-        """Read the window's tokens that are not cached; the last one's logits are wanted."""
+        """Read the window's tokens that are not cached; the last one's logits are wanted. Then what is before it."""
         window = self._ids[self._start :]
-        started, n_new = time.perf_counter(), len(window) - len(self._cached)
-        while len(self._cached) < len(window):
-            chunk = window[len(self._cached) : len(self._cached) + N_TOK]
-            self._run(chunk, n_output=int(len(self._cached) + len(chunk) == len(window)))
+        n_new = len(window) - len(self._cached)
+        n_page = min(self._affordable - n_new, self._start - self._origin) // PAGE_SLOTS
+        started = time.perf_counter()
+        if n_page > 0:
+            self._read_earlier(n_page * PAGE_SLOTS)
+        while n := len(self._ids) - self._start - len(self._cached):
+            chunk = self._ids[len(self._ids) - n :][:N_TOK]
+            self._run(chunk, n_output=int(len(chunk) == n))
+        n_new += max(0, n_page) * PAGE_SLOTS
         self._n_sure = len(self._cached)
         if n_new >= N_TOK // 4:
             self._model.token_s = (time.perf_counter() - started) / n_new
 
+    def _read_earlier(self, n: int) -> None:
+        """Read as many tokens before the window, by themselves, and begin the window with them."""
+        start = self._start - n
+        piece = KvSequence(self._model.pages, n)
+        try:
+            for i in range(start, self._start, N_TOK):
+                ids = self._ids[i : min(i + N_TOK, self._start)]
+                with self._lock:
+                    self._model.run(piece, ids, n_output=0, shift=start - self._origin)
+            self._sequence.prepend(piece)
+        finally:
+            piece.close()
+        self._cached[:0] = self._ids[start : self._start]
+        self._start = start
+
     def _run(self, ids: list[int], *, n_output: int = 1) -> F32:
         """Run one pass; return the logits of the last rows, the last one's are kept."""
         with self._lock:
-            self._model.run(self._sequence, ids, n_output=n_output)
+            self._model.run(self._sequence, ids, n_output=n_output, shift=self._start - self._origin)
             rows: F32 = self._model.executor.output("logits", n_output).copy()
         self._cached += ids
         if n_output:

@@ -6,6 +6,7 @@ from ...formats.errors import ConfigError
 from ...formats.record import Record, field
 
 MODES = ("auto", "off", "draft", "ngram")
+DRAFT_MAX = 15  # with the token before it a pass of 16 rows: a wider one reads the weights twice
 MAX_DRAFT = 64  # tokens; beyond, a pass costs more than it can save
 
 
@@ -22,7 +23,7 @@ class SpeculationSettings(Record, kw_only=True):
     """
 
     mode: str = "auto"
-    draft_max: int = 16
+    draft_max: int = DRAFT_MAX
     draft_min: int = 0
 
     def __post_init__(self) -> None:

@@ -135,6 +135,28 @@ def test_rollback_goes_back_only(n_past):
         sequence.rollback(n_past)
 
 
+def test_full_pages_are_put_in_front():
+    pages = KvPages(2, 1, 16, 8 * PAGE_SLOTS)
+    sequence, earlier = KvSequence(pages, 300), KvSequence(pages, 300)
+    sequence.append(10)
+    earlier.append(2 * PAGE_SLOTS)
+    for i in range(10):
+        write(pages, sequence, i, 1000 + i)
+    for i in range(2 * PAGE_SLOTS):
+        write(pages, earlier, i, i)
+    sequence.prepend(earlier)
+    want = [*range(2 * PAGE_SLOTS), *range(1000, 1010)]
+    assert read(pages, sequence) == [want, want]
+    assert (sequence.n_past, earlier.n_past) == (2 * PAGE_SLOTS + 10, 0)
+    earlier.close()
+    sequence.append(1)
+    sequence.rollback(0)
+    assert len(pages._free) == 8
+    earlier.append(PAGE_SLOTS + 1)
+    with pytest.raises(ValueError, match="65 slots before 0 of 300"):
+        sequence.prepend(earlier)
+
+
 def test_forks_share_whole_pages():
     pages = KvPages(1, 1, 16, 8 * PAGE_SLOTS)
     sequence = KvSequence(pages, 512)

@@ -1,5 +1,7 @@
 """The controller on simulated machines: it finds what pays, follows changes, and never loses more than 3 %."""
 
+import math
+
 import pytest
 
 from llmrun.runtime.speculation.controller import Controller
@@ -263,7 +265,41 @@ def test_prices_between_and_beyond_what_was_measured():
 def test_a_further_row_is_priced_by_the_cheapest_way():
     """Where four rows are as cheap as three, going on from two is."""
     costs = StepCosts({2: 1.2, 3: 2.0, 4: 1.6, 8: 3.2}, 0.1)
-    assert costs.further(2) == pytest.approx(0.2, rel=0.2)
+    assert costs.further(2, 17) == pytest.approx(0.2, rel=0.2)
+
+
+def test_rows_beyond_what_was_measured_are_not_free():
+    """The last width was slow to measure: wider ones are not cheaper than it, and going on from it costs something."""
+    costs = StepCosts({2: 1.1, 4: 1.2, 8: 2.0, 16: 5.5}, 0.1)
+    assert costs(20) > costs(16) > costs(8)
+    assert costs.further(8, 64) > 0.05
+    assert costs.further(16, 16) == math.inf
+
+
+def test_an_answer_bears_some_wrong_drafts_in_a_row(monkeypatch):
+    """A source that is wrong at first, and right from then on, is still there to gain."""
+    tried = []
+
+    def chance(n_generated):
+        tried.append(n_generated)
+        return 0.0 if len(tried) <= 3 else 0.9
+
+    machine = Machine(monkeypatch, lambda n: 0.03 * (1.0 + 0.02 * (n - 1)), known={2: 0.031, 4: 0.032, 8: 0.035})
+    source = machine.source("draft", chance, is_free=False, guess_s=0.007, start_s=0.045)
+    seconds, plain_s, _, _ = machine.generate([source], 200)
+    assert plain_s / seconds > 1.3
+
+
+def test_what_follows_a_wrong_guess_is_guessed_again_in_one_pass(monkeypatch):
+    """The source says the same after the right token as after its own: it is asked for all of it at once."""
+    machine = Machine(monkeypatch, lambda n: 0.03, known={2: 0.03, 4: 0.03, 8: 0.03, 16: 0.03})
+    seconds = {}
+    for agrees in (False, True):
+        places = iter(range(10**6))
+        source = machine.source("draft", lambda _, places=places: next(places) % 5 != 1, is_free=False, guess_s=0.006)
+        source.agrees = agrees
+        seconds[agrees], _, _, _ = machine.generate([source], 200)
+    assert seconds[True] < seconds[False]
 
 
 def test_one_bad_moment_does_not_rule_a_width_out():
