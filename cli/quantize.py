@@ -76,7 +76,7 @@ def quantize(
             show_default=False,
         ),
     ] = None,
-    keep_split: Annotated[bool, Option("--keep-split", help="As many files as IN has.")] = False,
+    keep_split: Annotated[bool, Option("--keep-split", help="As many files as the GGUF has that IN is the first of.")] = False,
     target: Annotated[
         str | None,
         Option(
@@ -184,7 +184,6 @@ def quantize(
     calibration = _calibration(
         method, calibration_text, chunks, has_imatrix=imatrix is not None, has_target=wanted is not None
     )
-    is_measured = calibration is not None or wanted is not None if quality is None else quality
     options = _options(
         mixture, imatrix, tensor_type or [], (output_tensor_type, token_embedding_type),
         is_pure=pure, leaves_output=leave_output_tensor, allows_requantize=allow_requantize,
@@ -204,8 +203,12 @@ def quantize(
             print_estimate(plan, path, calibration)
             return
         n_part = max(t.shard for t in checkpoint.tensors) + 1 if keep_split else 1
+        if n_part > 1 and (quality or (wanted is not None and wanted.is_measured)):
+            raise ConfigError(f"{path}: a result that is measured is one file; leave out --keep-split")
         if not dry_run:
             _check_target(path, checkpoint, n_part, is_forced=force)
+        is_read = calibration is not None or wanted is not None
+        is_measured = is_read and n_part == 1 if quality is None else quality
         scales_channels = calibration is None and method == "awq"
         job = Job(path, n_thread, allow_nan, keep_split, calibration, scales_channels, is_measured, quality_text)
         if wanted is None:

@@ -46,6 +46,11 @@ class Target(Record):
             raise ConfigError(f"a target of {self.value:g} {self.kind.value}, expected more than 0")
 
     @property
+    def is_measured(self) -> bool:
+        """Whether it takes the file to know if it is what was wanted."""
+        return self.kind in (Kind.DIVERGENCE, Kind.SPEED)
+
+    @property
     def label(self) -> str:
         """A short name, for the file."""
         match self.kind:

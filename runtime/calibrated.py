@@ -35,7 +35,7 @@ from .memory import OVERHEAD_BYTES, available_bytes, gigabytes
 Warn = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 ROW_STEP = 4096  # rows of a matrix outside of layers that are quantised at a time
-REST_SHARE = 1000  # of progress: what is outside of layers, about as much as one of them
+REST_WORK = 1.0  # what is outside of layers, in layers: for the time left
 
 
 class Method(Record):
@@ -81,7 +81,7 @@ class CalibratedTensors:
         method: a key of ``METHODS``.
         search: for scales.
         n_thread: threads.
-        store: where finished tensors go; it is closed with this.
+        store: where finished tensors go; what an earlier run has left there is not made again.
         on_warning: called with a line where a matrix cannot be quantised as asked for and is quantised plainly.
         on_progress: called as (what, done, total).
 
@@ -106,7 +106,9 @@ class CalibratedTensors:
             raise ConfigError(f"method {method!r}, expected one of {', '.join(METHODS)}")
         self._runner, self._types, self._method, self._search = runner, types, METHODS[method], search
         self._n_thread, self._on_warning, self._on_progress = n_thread, on_warning, on_progress
-        self._store, self._shares, self._done = store, _Shares.of(self._method), 0.0
+        self._store, self._shares = store, _Shares.of(self._method)
+        # What is to be done, in layers: of those that an earlier run has finished, only the rows' way through.
+        self._work = [self._shares.advance if self._kept(i) else 1.0 for i in range(runner.n_layer)] + [REST_WORK]
         self.tensors: dict[str, SourceTensor] = dict(runner.source.tensors)
         self._check_memory()
 
@@ -127,13 +129,12 @@ class CalibratedTensors:
         with _Threads(self._n_thread) as pool:
             self._runner.begin(chunks)
             for layer in self._runner.layers():
-                if (kept := self._store.finished.get(f"layer {layer.index}")) is not None:
+                if (kept := self._kept(layer.index)) is not None:
                     self._go_through(layer, kept)
                 else:
                     self._run_layer(layer, pool)
                     self._store.commit(f"layer {layer.index}")
-                self._done = layer.index + 1
-            self._runner.finish()
+            self._runner.finish(lambda _: self._report(self._runner.n_layer, 0.0, "final norm"))
             if (kept := self._store.finished.get("rest")) is not None:
                 for tensor in kept:
                     self._adopt(tensor)
@@ -141,17 +142,16 @@ class CalibratedTensors:
                 self._run_rest(pool)
                 self._store.commit("rest")
 
-    def close(self, *, is_done: bool = True) -> None:
-        """Close the store; the tensors cannot be read any more."""
-        self._store.close(is_done=is_done)
+    def _kept(self, index: int) -> list[KeptTensor] | None:
+        """Return the tensors of a layer that an earlier run has finished."""
+        return self._store.finished.get(f"layer {index}")
 
-    def _report(self, layer: Layer, share: float) -> None:
-        """Say that ``share`` of a layer is done, and look whether someone wants to end this."""
+    def _report(self, index: int, share: float, what: str = "") -> None:
+        """Say that ``share`` of a layer is done; ``index`` behind the last one: of what is outside of layers."""
         if self._on_progress:
-            n = self._runner.n_layer
-            self._on_progress(
-                f"layer {layer.index + 1} of {n}", int(1000 * (layer.index + share)), 1000 * n + REST_SHARE
-            )
+            done = sum(self._work[:index]) + share * self._work[index]
+            what = what or f"layer {index + 1} of {self._runner.n_layer}"
+            self._on_progress(what, int(1000 * done), int(1000 * sum(self._work)))
 
     def _go_through(self, layer: Layer, kept: Sequence[KeptTensor]) -> None:
         """Pass the rows through a layer that an earlier run has finished."""
@@ -159,11 +159,11 @@ class CalibratedTensors:
         for tensor in kept:
             self._adopt(tensor)
             values[tensor.name] = dequantize(tensor.ggml_type, tensor.raw()).reshape(self.tensors[tensor.name].shape)
-        layer.run(replaced=values, on_rows=lambda share: self._report(layer, share))
+        layer.run(replaced=values, on_rows=lambda share: self._report(layer.index, share))
 
     def _run_layer(self, layer: Layer, pool: Executor) -> None:
         shares = self._shares
-        hessians = _gather(layer, pool, self._method, lambda share: self._report(layer, shares.gather * share))
+        hessians = _gather(layer, pool, self._method, lambda share: self._report(layer.index, shares.gather * share))
         prefix = f"blk.{layer.index}."
         originals = {name: _read(t) for name, t in self._runner.source.tensors.items() if name.startswith(prefix)}
         values = dict(originals)
@@ -174,7 +174,7 @@ class CalibratedTensors:
                 values,
                 by_name,
                 pool,
-                lambda done: self._report(layer, shares.gather + shares.scale * done),
+                lambda done: self._report(layer.index, shares.gather + shares.scale * done),
             )
         done, n_all = shares.gather + shares.scale, sum(v.size for v in values.values())
         results: dict[str, F32] = {}
@@ -185,12 +185,12 @@ class CalibratedTensors:
             for name in names:
                 results[name] = self._quantize(name, values[name], importance, factored, pool)
                 done += shares.quantize * values[name].size / n_all
-                self._report(layer, done)
+                self._report(layer.index, done)
         for name, value in values.items():
             if name not in results and value is not originals[name]:  # a scaled vector, or a matrix that stays
                 self._keep(name, GgmlType.F32, value.reshape(-1, value.shape[-1]).view(np.uint8))
                 results[name] = value
-        layer.run(replaced=results, on_rows=lambda share: self._report(layer, 1 - shares.advance * (1 - share)))
+        layer.run(replaced=results, on_rows=lambda share: self._report(layer.index, 1 - shares.advance * (1 - share)))
 
     def _scale(
         self,
@@ -263,9 +263,7 @@ class CalibratedTensors:
         for start in range(0, tensor.n_rows, ROW_STEP):
             values = tensor.read_rows(start, min(start + ROW_STEP, tensor.n_rows))
             blocks[start : start + len(values)] = _quantize_rows(values, kind, importance, self._search, pool)
-            if self._on_progress:
-                n, done = self._runner.n_layer, start / tensor.n_rows
-                self._on_progress(tensor.name, int(1000 * n + REST_SHARE * done), 1000 * n + REST_SHARE)
+            self._report(self._runner.n_layer, start / tensor.n_rows, tensor.name)
         self._keep(tensor.name, kind, blocks)
         if tensor.release:
             tensor.release()

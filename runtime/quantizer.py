@@ -65,7 +65,7 @@ class Quantizer:
             path: where.
             keeps_split: as many files as the source has.
             measure: returns the quality card of the complete but unfinished file at a path; the card is put into its
-                metadata before the file gets its name. Not for split results.
+                metadata before the file gets its name. Only where the result is one file.
 
         Raises:
             FormatError: the source cannot be read any more, or holds weights that the type cannot.
@@ -74,8 +74,7 @@ class Quantizer:
         """
         parts = self._parts(path, keeps_split)
         if measure is not None:
-            if len(parts) > 1:
-                raise ConfigError(f"{path}: the quality of a split model cannot be kept in it; leave out --keep-split")
+            assert len(parts) == 1
             parts = [(path, {**parts[0][1], **QualityCard.placeholder()}, parts[0][2])]
         with ExitStack() as stack:
             # All are opened first: a full disk shows before the work, and none appears before all are complete.

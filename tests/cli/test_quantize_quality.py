@@ -1,13 +1,16 @@
 """Quality cards of ``llmrun quantize``: when one is made; measured before the file gets its name, and in it."""
 
 import gguf
+import numpy as np
 import pytest
 
 from llmrun.formats.errors import ConfigError
 from llmrun.formats.gguf import GgufFile
+from llmrun.formats.metadata import StringArray
 from llmrun.quant.quality_card import PREFIX, QualityCard
 from llmrun.runtime.texts import calibration_text
 
+from ..tiny_gguf import write_gguf
 from ..tiny_models import tiny_model_path
 
 
@@ -76,6 +79,25 @@ def test_a_run_that_reads_a_text_measures_what_it_has_made(cli, tiny, text, tmp_
         card = QualityCard.from_metadata(file.metadata)
     assert (card is not None) == is_measured
     assert card is None or card.text != "text"  # not the one that it was calibrated on
+
+
+@pytest.mark.parametrize("arguments", [["Q4_0", "--quality"], ["--target-kld", 0.1], ["--target-tps", 9]])
+def test_split_results_cannot_be_measured(cli, tiny, text, tmp_path, arguments):
+    """A calibrated one has no card; where one is asked for, that is said before the work."""
+    with GgufFile.open(tiny) as file:
+        values = {key: file.metadata.get(key) for key in file.metadata.keys()}  # noqa: SIM118 (no mapping)
+        metadata = {key: list(value) if isinstance(value, StringArray) else value for key, value in values.items()}
+        tensors = {name: file.data(info).view(np.float32).reshape(info.shape) for name, info in file.tensors.items()}
+        first = write_gguf(tmp_path / "m.gguf", metadata, tensors, split_max_tensors=len(tensors) // 2)
+    options = ("--keep-split", "-f", text, "--method", "awq")
+    result = cli("quantize", first, tmp_path / "o.gguf", *arguments, *options)
+    assert (result.code, result.lines[-1]) == (
+        1, f"error: {tmp_path / 'o.gguf'}: a result that is measured is one file; leave out --keep-split",
+    )  # fmt: skip
+    result = cli("quantize", first, tmp_path / "o.gguf", "Q4_0", *options)
+    assert result.code == 0, result.err
+    assert "quality" not in result.err
+    assert len(list(tmp_path.glob("o-0000?-of-0000?.gguf"))) == len(list(tmp_path.glob("m-*.gguf"))) > 1
 
 
 def test_a_text_for_no_card_is_refused(cli, tiny, text, tmp_path):
