@@ -76,7 +76,9 @@ def quantize(
             show_default=False,
         ),
     ] = None,
-    keep_split: Annotated[bool, Option("--keep-split", help="As many files as the GGUF has that IN is the first of.")] = False,
+    keep_split: Annotated[
+        bool, Option("--keep-split", help="As many files as the GGUF has that IN is the first of.")
+    ] = False,
     target: Annotated[
         str | None,
         Option(
@@ -94,7 +96,7 @@ def quantize(
         Option(
             "--target-kld",
             metavar="X",
-            help="The smallest file this near to IN (mean KL divergence).",
+            help="The smallest file this near to IN (mean KL divergence, on the text of the quality card).",
             show_default=False,
         ),
     ] = None,

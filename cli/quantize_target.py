@@ -171,6 +171,7 @@ def _checked(measure: Measure, *, budget: BudgetPlan, is_last: bool) -> Measure:
                 raise _MissedError(max(found, 1e-9))
             if found > wanted:
                 print_notes([f"a divergence of {found:.4f} was measured, {wanted:g} at most was wanted"])
+        print_notes(["the divergence is that of this text; of another one it may be larger"])
         return card
 
     return checked

@@ -59,7 +59,10 @@ METHODS = {
 
 
 class _Shares(Record):
-    """How much of a layer's time each part takes, about: for the time left."""
+    """How much of a layer's time each part takes, about: for the time left.
+
+    In passes of the rows through a layer (SmolLM2-135M, 24 chunks of 512, 2-vCPU EPYC, 2026-11).
+    """
 
     gather: float
     scale: float
@@ -68,7 +71,8 @@ class _Shares(Record):
 
     @classmethod
     def of(cls, method: Method) -> _Shares:
-        parts = (0.3, 0.3 if method.has_scales else 0.0, 0.5 if method.has_feedback else 0.2, 0.2)
+        gather = 3.0 if method.has_scales or method.has_feedback else 1.1
+        parts = (gather, 0.6 if method.has_scales else 0.0, 1.0 if method.has_feedback else 0.1, 1.0)
         return cls(*(part / sum(parts) for part in parts))
 
 

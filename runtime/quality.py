@@ -94,7 +94,7 @@ def compare_on_text(
         def runner(of: ModelSource, name: str) -> LayerwiseRunner:
             def report(what: str, done: int, total: int) -> None:
                 if on_progress:
-                    on_progress(f"{name}: {what}", done, total)
+                    on_progress(f"measuring {name}: {what}", done, total)
 
             made = LayerwiseRunner(
                 of, n_ctx=max(n_ctx, 128), is_float=is_float, n_threads=n_threads, folder=folder, on_progress=report
@@ -102,7 +102,7 @@ def compare_on_text(
             return stack.enter_context(made)
 
         both = compare_models(
-            runner(base, "source"), runner(other, "result"), [*samples, *probes], on_progress=on_progress
+            runner(base, "the source"), runner(other, "the result"), [*samples, *probes], on_progress=on_progress
         )
     n_row = sum(sample.n_scored for sample in samples)
     of_probes = both.rows(slice(n_row, None))

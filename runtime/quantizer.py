@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..formats.atomic_file import check_space
-from ..formats.errors import ConfigError, FormatError, quote
+from ..formats.errors import FormatError, quote
 from ..formats.gguf_writer import GgufWriter
 from ..formats.meta_value import MetaValue
 from ..formats.metadata import ValueType
