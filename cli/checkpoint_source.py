@@ -45,11 +45,22 @@ def open_source(reference: str, *, wanted: GgmlType | None = None, pre: str | No
         from ..quant.convert.checkpoint import HfSource
 
         return HfSource.open(path, wanted=wanted, pre=pre)
+    _check_file(path)
     if pre is not None:
         raise ConfigError(f"{reference}: --tokenizer-pre is for checkpoint folders; a GGUF file has its name already")
     from ..quant.checkpoint import GgufCheckpoint
 
     return GgufCheckpoint.open(resolve(reference))
+
+
+def _check_file(path: Path) -> None:
+    """Refuse the weights of a checkpoint without the rest of it."""
+    from ..formats.hf_checkpoint import PICKLE_SUFFIXES, why_no_pickle
+
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise ConfigError(why_no_pickle(f"{path}: is a pickle"))
+    if path.suffix.lower() == ".safetensors":
+        raise ConfigError(f"{path}: weights alone are no model; give their folder, with config.json and the tokenizer")
 
 
 def _check_pre(pre: str) -> None:

@@ -78,7 +78,7 @@ class TargetPlans:
         self._path = journal_path(plan, folder)
         with self.telling_what_is_kept(), ProgressBar("measuring", has_time_left=True) as progress:
             self._solver, self._journal = open_solver(
-                plan, calibration_text() if text is None else read_text(text), folder,
+                plan, target, calibration_text() if text is None else read_text(text), folder,
                 search=CompiledSearch(on_progress=progress), n_thread=n_thread, on_progress=progress,
             )  # fmt: skip
 

@@ -21,7 +21,7 @@ from .strict_json import read_json
 SINGLE_NAME, INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARDS = 1 << 10
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
-_PICKLE = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class HfCheckpoint:
@@ -176,15 +176,19 @@ def _shards_without_index(folder: Path, shards: list[str]) -> list[str]:
 
 
 def _why_nothing(folder: Path, present: list[str]) -> str:
-    pickles = [name for name in present if name.lower().endswith(_PICKLE)]
+    pickles = [name for name in present if name.lower().endswith(PICKLE_SUFFIXES)]
     if pickles:
-        return (
-            f"{folder}: has weights only as pickle ({pickles[0]}), which can run code when it is read. Convert it "
-            "once, if you trust it: AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of "
-            "transformers writes safetensors"
-        )
+        return why_no_pickle(f"{folder}: has weights only as pickle ({pickles[0]})")
     if "adapter_config.json" in present:
         return f"{folder}: is an adapter (LoRA), not a model. Merge it into its base model first"
     if any(name.endswith(".gguf") for name in present):
         return f"{folder}: holds GGUF files, not a Hugging Face checkpoint. Give the GGUF file itself"
     return f"{folder}: has no {SINGLE_NAME} and no {INDEX_NAME}. Expected a Hugging Face checkpoint folder"
+
+
+def why_no_pickle(what: str) -> str:
+    """Return why a pickle is refused, and the way to convert it, behind what was found."""
+    return (
+        f"{what}, which can run code when it is read. Convert it once, if you trust it:"
+        " AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER) of transformers writes safetensors"
+    )

@@ -176,7 +176,8 @@ def plan_quantization(checkpoint: Checkpoint, options: QuantizeOptions) -> Quant
     types = {t.name: _type_of(t, options, rules, narrowed) for t in sorted_for_rules(checkpoint.tensors)}
     planned = [PlannedTensor(t, types[t.name]) for t in sorted_for_rules(checkpoint.tensors)]
     for (wanted, got), n in narrowed.items():
-        notes.append(f"{n} tensors are too narrow for blocks of {wanted.name} and become {got.name}")
+        what = "1 tensor is" if n == 1 else f"{n} tensors are"
+        notes.append(f"{what} too narrow for blocks of {wanted.name}: {got.name} instead")
     _check(checkpoint, options, planned, names)
     if options.imatrix is not None:
         notes += _check_imatrix(options.imatrix, planned)

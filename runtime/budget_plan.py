@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..formats.atomic_file import check_space
 from ..formats.errors import ConfigError, FormatError
-from ..formats.ggml_types import GgmlType
+from ..formats.ggml_types import BLOCK, GgmlType, row_bytes
 from ..formats.gguf_writer import header_bytes
 from ..formats.record import Record, replace
 from ..quant.budget import Assignment, Budget, Option, seconds_of
@@ -231,6 +231,7 @@ class Solver:
 
 def open_solver(
     plan: QuantizePlan,
+    target: Target,
     text: str,
     folder: Path,
     *,
@@ -241,15 +242,30 @@ def open_solver(
     """Measure a model; arguments and the journal as for ``measure_sensitivities``.
 
     Raises:
-        ConfigError: it was quantised before.
+        ConfigError: it was quantised before, or it is known without measuring that the target cannot be reached.
         LlmrunError: the model cannot be run.
     """
     check_unquantized(plan)
+    _check_size(plan, target)
     seconds = seconds_per_weight(TYPES, n_thread, on_progress=on_progress)
     found, journal = measure_sensitivities(
         plan, text, folder, search=search, n_thread=n_thread, on_progress=on_progress
     )
     return Solver(plan, found, seconds), journal
+
+
+def _check_size(plan: QuantizePlan, target: Target) -> None:
+    """Refuse a size that no types give, and types of the user's that are none of a target's."""
+    options = {
+        t.source.name: [
+            Option(kind, t.source.n_rows * row_bytes(kind, t.source.n_in), 0.0)
+            for kind in TYPES if t.source.n_in % BLOCK[kind][0] == 0
+        ]
+        for t in plan.tensors if is_free(t)
+    }  # fmt: skip
+    solver = Solver(plan, Sensitivities(options, 0.0, 0.0), {})
+    if target.kind in (Kind.BYTES, Kind.BITS):
+        solver.solve(target)
 
 
 def _is_fixed(plan: QuantizePlan, name: str) -> bool:

@@ -126,3 +126,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         open_source(str(tmp_path), pre="qwen-two")
     with pytest.raises(ConfigError):
         open_source("a\0b")
+    for name, message in (("m.pt", "is a pickle, which can run code"), ("m.safetensors", "give their folder")):
+        (tmp_path / name).write_bytes(b"PK")
+        with pytest.raises(ConfigError, match=message):
+            open_source(str(tmp_path / name))

@@ -131,7 +131,7 @@ def test_a_dry_run_writes_nothing(cli, tiny, tmp_path):
 
 
 def test_what_was_measured_is_kept_for_the_next_target(cli, tiny, tmp_path, monkeypatch):
-    result = cli("quantize", tiny, tmp_path / "out.gguf", "--target", "1kB", "-f", tmp_path / "text")
+    result = cli("quantize", tiny, tmp_path / "out.gguf", "--target-kld", 1e-12, "-f", tmp_path / "text")
     assert result.code == 1
     journal = tmp_path / ".tiny.gguf.sensitivity"
     assert f"what was measured is kept in {journal}" in result.lines[-2]
@@ -163,6 +163,8 @@ def test_refusals_are_one_line(cli, tiny, tmp_path, arguments, message):
     assert result.code in (1, 2)
     assert message in result.lines[-1], result.err
     assert not (tmp_path / "out.gguf").exists()
+    is_measured = any("sensitivity" in p.name for p in tmp_path.iterdir())
+    assert is_measured == ("--target-kld" in arguments)  # what is known before is said before
 
 
 def test_a_type_is_not_taken_for_a_file(cli, tiny, tmp_path, monkeypatch):
