@@ -89,11 +89,13 @@ def _remarks(records: Sequence[Record], energy: str) -> list[str]:
     first = records[0]
     lines = [f"machine: {escaped(first['cpu_info'])}, {first['isa']}"]
     for n_threads in dict.fromkeys(r["n_threads"] for r in records):
-        row = next(r for r in records if r["n_threads"] == n_threads)
-        if row["bandwidth_bytes_s"] is not None:
+        rows = [r for r in records if r["n_threads"] == n_threads and r["bandwidth_bytes_s"] is not None]
+        if rows:
+            rates = [f"{r['bandwidth_bytes_s'] / 1e9:.1f}" for r in rows]
+            least, most = min(rates, key=float), max(rates, key=float)
+            read = most if least == most else f"{least} to {most}"
             lines.append(
-                f"roofline of {n_threads} threads: {row['bandwidth_bytes_s'] / 1e9:.1f} GB/s read,"
-                f" {row['int8_peak_ops_s'] / 1e9:.0f} Gop/s int8"
+                f"roofline of {n_threads} threads: {read} GB/s read, {rows[0]['int8_peak_ops_s'] / 1e9:.0f} Gop/s int8"
             )
     for model in dict.fromkeys(r["model_filename"] for r in records):
         row = next(r for r in records if r["model_filename"] == model)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
-import math
+import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from .record import record_of
 if TYPE_CHECKING:
     from ...runtime.engine import Engine
     from ...runtime.measure.bench_row import BenchTest, Measurement
+    from ...runtime.measure.read_probe import ReadProbe
     from ...runtime.measure.roofline import Roofline
     from ...runtime.measure.runner import Runner
     from ...runtime.measure.traffic import Traffic
@@ -64,6 +66,7 @@ class Bench:
 
     def _run_setting(self, setting: Setting, path: Path) -> Iterator[dict[str, Any]]:
         from ...runtime.measure.machine import forget_peak
+        from ...runtime.measure.read_probe import ReadProbe
         from ...runtime.measure.runner import Runner
         from ...runtime.measure.traffic import read_traffic
 
@@ -81,46 +84,62 @@ class Bench:
             print(escaped(notice), file=sys.stderr)
         try:
             runner = Runner(engine, n_batch=setting.n_batch)
-            for test in self._plan.tests:
-                measured = self._run_test(runner, test)
-                yield self._record(setting, engine, traffic, measured, own)
+            with nullcontext() if roofline is None else ReadProbe(setting.n_threads) as probe:
+                for tests in in_turn(self._plan.tests):
+                    for measured in self._run_tests(runner, tests, probe):
+                        yield self._record(setting, engine, traffic, measured, own)
         finally:
             engine.close()
             del engine
             gc.collect()  # the next model needs the memory
 
-    def _run_test(self, runner: Runner, test: BenchTest) -> Measurement:
+    def _run_tests(self, runner: Runner, tests: list[BenchTest], probe: ReadProbe | None) -> list[Measurement]:
+        """Run tests in rounds, one repetition of each, and see between them what the memory gives meanwhile."""
         from ...runtime.measure.bench_row import Measurement
-        from ...runtime.measure.machine import Counters, peak_bytes
+        from ...runtime.measure.machine import Counters
 
-        self._n_done += 1
-        where = f"benchmark {self._n_done}/{self._n_test}"
-        measured = Measurement(test=test)
-        n = self._options.repetitions or REPETITIONS
-        with ProgressBar(f"{where}: {test.name}") as bar:
-            self._say(f"{where}: starting {test.name}")
-            time.sleep(self._options.delay)
-            if not self._options.no_warmup:
-                self._say(f"{where}: warm-up")
-                runner.warm_up(test)
-            joules: list[float | None] = []
+        measured = [Measurement(test=test) for test in tests]
+        n, n_before = self._options.repetitions or REPETITIONS, self._n_done
+        self._n_done += len(tests)
+        with ProgressBar(f"benchmark {n_before + 1}/{self._n_test}: {tests[0].name}") as bar:
             before = Counters.now()
             for i in range(n):
-                self._say(f"{where}: run {i + 1}/{n}")
-                bar(f"{where}: {test.name}", i, n)
-                runner.prepare(test)
-                if self._meter is not None:
-                    self._meter.start()
-                measured.samples.append(runner.sample(test))
-                joules.append(self._meter.stop() if self._meter is not None else None)
+                for j, row in enumerate(measured):
+                    where = f"benchmark {n_before + j + 1}/{self._n_test}"
+                    if i == 0:
+                        self._begin(runner, row.test, where)
+                    self._say(f"{where}: run {i + 1}/{n}")
+                    bar(f"{where}: {row.test.name}", i * len(tests) + j, n * len(tests))
+                    runner.prepare(row.test)
+                    self._repeat(runner, row, probe)
             disturbance = Counters.now().since(before)
-        known = [j for j in joules if j is not None]
-        measured.joules = math.fsum(known) if len(known) == n else None
-        measured.depth_ns = runner.depth_ns
-        measured.steal_share = disturbance.steal_share
-        measured.n_major_fault, measured.n_throttle = disturbance.n_major_fault, disturbance.n_throttle
-        measured.peak_bytes = peak_bytes()
+        for row in measured:
+            row.steal_share = disturbance.steal_share
+            row.n_major_fault, row.n_throttle = disturbance.n_major_fault, disturbance.n_throttle
         return measured
+
+    def _begin(self, runner: Runner, test: BenchTest, where: str) -> None:
+        self._say(f"{where}: starting {test.name}")
+        time.sleep(self._options.delay)
+        if not self._options.no_warmup:
+            self._say(f"{where}: warm-up")
+            runner.warm_up(test)
+
+    def _repeat(self, runner: Runner, row: Measurement, probe: ReadProbe | None) -> None:
+        """Add a repetition to a prepared test's row, with the bandwidth before and after it, and its energy."""
+        from ...runtime.measure.machine import peak_bytes
+
+        rates = [probe.bytes_s()] if probe else []
+        if self._meter is not None:
+            self._meter.start()
+        row.samples.append(runner.sample(row.test))
+        joules = self._meter.stop() if self._meter is not None else None
+        if len(row.samples) == 1:
+            row.joules, row.depth_ns, row.peak_bytes = joules, runner.depth_ns, peak_bytes()
+        elif row.joules is not None:
+            row.joules = None if joules is None else row.joules + joules
+        rates += [probe.bytes_s()] if probe else []
+        row.read_rates += [rate for rate in rates if rate]
 
     def _record(
         self, setting: Setting, engine: Engine, traffic: Traffic, measured: Measurement, own: dict[str, Any]
@@ -133,6 +152,7 @@ class Bench:
         own = own | {"test_bytes": n_bytes, "test_ops": n_op}
         own |= {"read_bytes_s": round(n_bytes / seconds), "int8_ops_s": round(n_op / seconds)}
         if "bandwidth_bytes_s" in own:
+            own["bandwidth_bytes_s"] = measured.bandwidth or own["bandwidth_bytes_s"]
             own["bandwidth_pct"] = round(100 * own["read_bytes_s"] / own["bandwidth_bytes_s"], 2)
             own["int8_pct"] = round(100 * own["int8_ops_s"] / own["int8_peak_ops_s"], 2)
         own["cost_per_mtok"] = self._prices.per_million(
@@ -165,6 +185,12 @@ class Bench:
     def _say(self, text: str) -> None:
         if self._says:
             print(f"llmrun bench: {text}", file=sys.stderr, flush=True)
+
+
+def in_turn(tests: Iterable[BenchTest]) -> Iterator[list[BenchTest]]:
+    """Yield neighbours that differ only in their number of sequences: their ratio is what matters."""
+    for _, group in itertools.groupby(tests, lambda t: (t.n_prompt, t.n_gen, t.n_depth, t.is_shared)):
+        yield list(group)
 
 
 def load_options(setting: Setting) -> LoadOptions:

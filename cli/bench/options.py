@@ -118,7 +118,7 @@ class TestOptions(Record, kw_only=True):
         Option(
             "-npl",
             metavar="N",
-            help="Sequences decoded together, as llama-batched-bench does; without -p, -n or -pg only that.",
+            help="Sequences decoded together, as llama-batched-bench does, in turn; without -p, -n or -pg only that.",
             show_default=False,
         ),
     ] = None

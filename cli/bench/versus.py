@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,6 @@ from .record import quant_description
 from .writers import table, write_records
 
 if TYPE_CHECKING:
-    from ...runtime.measure.roofline import Roofline
     from ...runtime.measure.traffic import Traffic
     from ...runtime.measure.versus import Comparison, Worker
 
@@ -66,14 +66,13 @@ def run_versus(
 def _compare_setting(
     setting: Setting, plan: Plan, tests: TestOptions, machine: MachineOptions, peer: PeerOptions
 ) -> Iterator[dict[str, Any]]:
-    from ...runtime.measure.roofline import better, measure
+    from ...runtime.measure.read_probe import ReadProbe
     from ...runtime.measure.statistics import MIN_RATIOS
     from ...runtime.measure.traffic import read_traffic
     from ...runtime.measure.versus import OWN_COMMAND, Worker, compare
 
     path = resolve(setting.model)
     traffic = read_traffic(path, setting.type_k)
-    roofline = None if machine.no_roofline else measure(setting.n_threads)
     settings = {
         "path": str(path),
         "n_ctx": max(test.n_slot for test in plan.tests),
@@ -89,13 +88,13 @@ def _compare_setting(
         ProgressBar("opening the model twice") as bar,
         Worker(OWN_COMMAND, settings) as own,
         Worker(_peer(peer), settings) as other,
+        nullcontext() if machine.no_roofline else ReadProbe(setting.n_threads) as probe,
     ):
         n_round = tests.repetitions or MIN_RATIOS
-        results = compare(own, other, plan.tests, n_round, has_warmup=not tests.no_warmup, on_progress=bar)
+        has_warmup = not tests.no_warmup
+        results = compare(own, other, plan.tests, n_round, has_warmup=has_warmup, probe=probe, on_progress=bar)
         about = _about(path, setting, settings, own, other)
-    if not machine.no_roofline:
-        roofline = better(roofline, measure(setting.n_threads))  # again: the machine may have been busy
-    records = [_record(result, traffic, roofline, about) for result in results]
+    records = [_record(result, traffic, about) for result in results]
     validity = judge(records)
     for record in records:
         yield record | validity
@@ -127,16 +126,17 @@ def _about(path: Path, setting: Setting, settings: dict[str, Any], own: Worker, 
     }
 
 
-def _record(result: Comparison, traffic: Traffic, roofline: Roofline | None, about: dict[str, Any]) -> dict[str, Any]:
+def _record(result: Comparison, traffic: Traffic, about: dict[str, Any]) -> dict[str, Any]:
     from ...runtime.measure.statistics import quantile
     from ..render.text import count
 
     test, ratios = result.test, result.ratios
     own_ts, peer_ts = quantile(result.own_ts, 0.5), quantile(result.peer_ts, 0.5)
     shares: list[float | None] = [None, None]
-    if roofline is not None and result.is_decode:
+    bandwidth = result.bandwidth
+    if bandwidth is not None:
         n_byte = traffic.test_bytes(test, [])
-        shares = [round(100 * n_byte * ts / test.n_token / roofline.read_bytes_s, 1) for ts in (own_ts, peer_ts)]
+        shares = [round(100 * n_byte * ts / test.n_token / bandwidth, 1) for ts in (own_ts, peer_ts)]
     return about | {
         "model_type": f"{traffic.architecture} {count(traffic.n_params)} {quant_description(traffic.quant)}",
         "test": test.name,
@@ -150,7 +150,7 @@ def _record(result: Comparison, traffic: Traffic, roofline: Roofline | None, abo
         "ratio_median": round(ratios.median, 4),
         "ratio_upper": round(ratios.upper, 4),
         "n_ratio": ratios.n,
-        "bandwidth_bytes_s": None if roofline is None else round(roofline.read_bytes_s),
+        "bandwidth_bytes_s": None if bandwidth is None else round(bandwidth),
         "own_bandwidth_pct": shares[0],
         "peer_bandwidth_pct": shares[1],
         "own_ns": result.own_ns,

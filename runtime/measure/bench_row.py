@@ -54,6 +54,7 @@ class Measurement(Record, kw_only=True, frozen=False):
     test: BenchTest
     samples: list[Sample] = field(default_factory=list)
     depth_ns: int | None = None  # what the untimed tokens before took
+    read_rates: list[float] = field(default_factory=list)  # bytes per second, read between the repetitions
     joules: float | None = None  # of all samples together
     peak_bytes: int | None = None
     steal_share: float | None = None  # of processor time, taken by the hypervisor
@@ -95,6 +96,11 @@ class Measurement(Record, kw_only=True, frozen=False):
         """Mean time to the first token after the prompt; None where the test has no prompt."""
         times = [s.first_token_ns for s in self.samples if s.first_token_ns is not None]
         return int(mean(times)) if times else None
+
+    @property
+    def bandwidth(self) -> float | None:
+        """Mean read bandwidth of the moments between the repetitions, bytes per second, where it was measured."""
+        return mean(self.read_rates) if self.read_rates else None
 
     def step_quantile(self, share: float) -> int | None:
         """Return a quantile of the time between tokens over all repetitions; None where nothing is decoded."""

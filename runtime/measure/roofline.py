@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,9 @@ def measure_here(n_thread: int, target: Target | None = None, *, seconds: float 
     kernels = KernelSet(["probe_read", "probe_dot"], target)
     team = Team(kernels, n_thread)
     try:
-        return Roofline(
-            target.name,
-            n_thread,
-            _read_rate(kernels, team, seconds),
-            _multiply_rate(kernels, team, target.widths[0], seconds),
-        )
+        n_byte, read = read_pass(kernels, team)
+        read_bytes_s = n_byte / _best_s(read, seconds)
+        return Roofline(target.name, n_thread, read_bytes_s, _multiply_rate(kernels, team, target.widths[0], seconds))
     finally:
         team.close()
 
@@ -71,26 +69,19 @@ def measure(n_thread: int) -> Roofline | None:
         return None
 
 
-def better(one: Roofline | None, other: Roofline | None) -> Roofline | None:
-    """Return the larger of both limits from two measurements of the same team."""
-    if one is None or other is None:
-        return one or other
-    read, ops = max(one.read_bytes_s, other.read_bytes_s), max(one.int8_ops_s, other.int8_ops_s)
-    return Roofline(one.isa, one.n_thread, read, ops)
-
-
 def main() -> None:
     """Write the limits of as many threads as the command line says, as one JSON object."""
     print(json.dumps(as_dict(measure_here(int(sys.argv[1])))))
 
 
-def _read_rate(kernels: KernelSet, team: Team, seconds: float) -> float:
+def read_pass(kernels: KernelSet, team: Team) -> tuple[int, Callable[[], float]]:
+    """Return the bytes of memory far beyond any cache, and what reads them once and returns the seconds."""
     n_byte = max(SMALLEST_READ, min(READ_BYTES, available_bytes() // 4)) // RUN_BYTES * RUN_BYTES
     data = aligned_array(n_byte // 8)
     data.view(np.float32)[:] = 1.0  # every page is the process's own
     results = aligned_array(8 * team.n_thread)
     record = probe_read_record(data, results, n_pass=1)
-    return n_byte / _best_s(kernels, team, "probe_read", record, seconds)
+    return n_byte, _timed_pass(kernels, team, "probe_read", record, data, results)
 
 
 def _multiply_rate(kernels: KernelSet, team: Team, width: int, seconds: float) -> float:
@@ -102,23 +93,34 @@ def _multiply_rate(kernels: KernelSet, team: Team, width: int, seconds: float) -
     n_pass = 2000  # 2000 x 64 records are some 0.5 ms
     record = probe_dot_record(weights, records, results, width=width, n_pass=n_pass)
     n_op = n_pass * PROBE_RECORDS * OPS_PER_RECORD * team.n_thread
-    return n_op / _best_s(kernels, team, "probe_dot", record, seconds)
+    run = _timed_pass(kernels, team, "probe_dot", record, weights, records, results)
+    return n_op / _best_s(run, seconds)
 
 
-def _best_s(kernels: KernelSet, team: Team, name: str, record: NDArray[np.int64], seconds: float) -> float:
-    """Return the shortest time of one pass of a team over one operation, tried for some time."""
+def _timed_pass(
+    kernels: KernelSet, team: Team, name: str, record: NDArray[np.int64], *used: NDArray[Any]
+) -> Callable[[], float]:
+    """Return what makes one pass of a team over one operation and returns its time; it keeps the arrays used."""
     record[0] = kernels.address(name)
     batch: Any = np.zeros(BATCH_WORDS, np.int64)
     records = aligned_array(len(record))
     records[:] = record
     records[BARRIER_WORD] = 1
-    address, batch_address = int(records.ctypes.data), int(batch.ctypes.data)
-    team.run(address, 1, batch_address)
+    keep = (records, batch, used)
+
+    def run() -> float:
+        start = time.perf_counter()
+        team.run(int(keep[0].ctypes.data), 1, int(keep[1].ctypes.data))
+        return time.perf_counter() - start
+
+    return run
+
+
+def _best_s(run: Callable[[], float], seconds: float) -> float:
+    """Return the shortest time of a pass, tried for some time."""
+    run()
     best, deadline = float("inf"), time.perf_counter() + seconds
     while True:
-        start = time.perf_counter()
-        team.run(address, 1, batch_address)
-        end = time.perf_counter()
-        best = min(best, end - start)
-        if end > deadline:
+        best = min(best, run())
+        if time.perf_counter() > deadline:
             return best

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 class Runner:
     """Repeats tests. What was computed before the timed part is kept and used again by tests of the same depth.
 
+    Tests that differ only in their sequences may take turns: the fewer are the first of the many.
+
     Args:
         engine: opened with room for the largest test (``BenchTest.n_slot``).
         n_batch: tokens that a prompt is given in at a time; each such piece is cut into passes of the engine's size.
@@ -27,38 +29,50 @@ class Runner:
         self._engine, self._n_batch = engine, n_batch
         self._random = random.Random(seed)
         self._sequences: list[KvSequence] = []
-        self._prepared: tuple[int, int, bool] | None = None
-        self.depth_ns: int | None = None  # what the tokens before the timed part took, when they were computed
+        self._depth: tuple[int, bool] | None = None  # tokens of every sequence, and whether they are shared
+        self._length: tuple[int, int] | None = None  # of the timed part
+        self._prefill_ns = 0  # of one sequence's tokens before the timed part
+        self.depth_ns: int | None = None  # the same of all sequences of the last test
 
     def prepare(self, test: BenchTest) -> None:
         """Fill every sequence up to the test's depth."""
-        wanted = (test.n_seq, test.n_depth, test.is_shared)
-        if self._prepared == wanted:
-            for sequence in self._sequences:
-                sequence.rollback(test.n_depth)
+        depth, length = (test.n_depth, test.is_shared), (test.n_prompt, test.n_gen)
+        if self._depth != depth:
+            self.close()
+            self._depth = depth
+        elif self._length != length:  # there is room for the longest test alone
+            self._keep(test.n_seq)
+        self._length = length
+        for sequence in self._sequences:
+            sequence.rollback(test.n_depth)
+        for _ in range(len(self._sequences), test.n_seq):
+            self._add(test)
+        n_prefill = 1 if test.is_shared else test.n_seq
+        self.depth_ns = self._prefill_ns * n_prefill if test.n_depth else None
+
+    def _add(self, test: BenchTest) -> None:
+        """Add a sequence at the test's depth."""
+        if test.is_shared and self._sequences:
+            self._sequences.append(self._sequences[0].fork())
             return
-        self.close()
-        first = KvSequence(self._engine.pages, self._engine.n_ctx)
-        self._sequences.append(first)
+        self._sequences.append(KvSequence(self._engine.pages, self._engine.n_ctx))
         start = time.perf_counter_ns()
-        self._prompt(first, test.n_depth)
-        for _ in range(1, test.n_seq):
-            if test.is_shared:
-                self._sequences.append(first.fork())
-            else:
-                self._sequences.append(KvSequence(self._engine.pages, self._engine.n_ctx))
-                self._prompt(self._sequences[-1], test.n_depth)
-        self.depth_ns = time.perf_counter_ns() - start if test.n_depth else None
-        self._prepared = wanted
+        self._prompt(self._sequences[-1], test.n_depth)
+        self._prefill_ns = time.perf_counter_ns() - start
+
+    def _keep(self, n: int) -> None:
+        for sequence in self._sequences[n:]:
+            sequence.close()
+        del self._sequences[n:]
 
     def warm_up(self, test: BenchTest) -> None:
         """Run the prompt once and one decode step, untimed."""
         self.prepare(test)
         if test.n_prompt:
-            for sequence in self._sequences:
+            for sequence in self._sequences[: test.n_seq]:
                 self._prompt(sequence, test.n_prompt)
         if test.n_gen:
-            self._step()
+            self._step(test.n_seq)
 
     def sample(self, test: BenchTest) -> Sample:
         """Run the test once."""
@@ -66,7 +80,7 @@ class Runner:
         prompt_ns, first_ns = 0, None
         if test.n_prompt:
             start = time.perf_counter_ns()
-            for sequence in self._sequences:
+            for sequence in self._sequences[: test.n_seq]:
                 self._prompt(sequence, test.n_prompt)
             prompt_ns = time.perf_counter_ns() - start
             self._engine.executor.output("logits", 1)[0].argmax()
@@ -74,17 +88,15 @@ class Runner:
         steps = []
         for _ in range(test.n_gen):
             before = time.perf_counter_ns()
-            self._step()
+            self._step(test.n_seq)
             steps.append(time.perf_counter_ns() - before)
         total = prompt_ns + sum(steps)
         return Sample(total_ns=total, prompt_ns=prompt_ns, first_token_ns=first_ns, step_ns=tuple(steps))
 
     def close(self) -> None:
         """Give all pages back."""
-        for sequence in self._sequences:
-            sequence.close()
-        self._sequences.clear()
-        self._prepared = None
+        self._keep(0)
+        self._depth = None
 
     def _ids(self, n: int, *, is_start: bool) -> list[int]:
         """Return random ids; a text starts with the model's own first token, where it has one."""
@@ -107,17 +119,17 @@ class Runner:
                     engine.run_tokens(sequence, ids, [len(ids) - 1] if is_last else [])
             done += len(piece)
 
-    def _step(self) -> None:
-        """Decode one token of every sequence in one pass."""
+    def _step(self, n_seq: int) -> None:
+        """Decode one token of each of the first sequences in one pass."""
         engine = self._engine
-        if len(self._sequences) == 1:
+        if n_seq == 1:
             sequence = self._sequences[0]
             ids = self._ids(1, is_start=sequence.n_past == 0)
             with engine.lock:
                 engine.run_tokens(sequence, ids, [0])
             return
         rows = []
-        for sequence in self._sequences:
+        for sequence in self._sequences[:n_seq]:
             slot = sequence.n_past
             sequence.append(1)
             rows.append(

@@ -18,7 +18,8 @@ from typing import IO, Any, Self
 from ...formats.errors import ConfigError
 from ...formats.record import Record, field
 from .bench_row import BenchTest
-from .statistics import MIN_RATIOS, Spread
+from .read_probe import ReadProbe
+from .statistics import MIN_RATIOS, Spread, quantile
 
 OWN_COMMAND = (sys.executable, "-c", "from llmrun.runtime.measure.worker import main; main()")
 MIN_ROOFLINE_PCT = 70.0  # of the read bandwidth: a peer that decodes slower is not at its best here
@@ -120,6 +121,7 @@ class Comparison(Record, frozen=False):
     test: BenchTest
     own_ns: list[int] = field(default_factory=list)
     peer_ns: list[int] = field(default_factory=list)
+    read_rates: list[float] = field(default_factory=list)  # bytes per second, read before each of them
 
     @property
     def own_ts(self) -> list[float]:
@@ -137,6 +139,11 @@ class Comparison(Record, frozen=False):
         return Spread.of([peer / own for own, peer in zip(self.own_ns, self.peer_ns, strict=True)])
 
     @property
+    def bandwidth(self) -> float | None:
+        """Median read bandwidth of the rounds, bytes per second, where it was measured."""
+        return quantile(self.read_rates, 0.5) if self.read_rates else None
+
+    @property
     def is_decode(self) -> bool:
         """Whether reading the weights is what should limit it: one sequence, and not much to attend to."""
         return self.test.n_prompt == 0 and self.test.n_seq == 1 and self.test.n_depth <= MAX_DECODE_DEPTH
@@ -149,9 +156,10 @@ def compare(
     n_round: int,
     *,
     has_warmup: bool = True,
+    probe: ReadProbe | None = None,
     on_progress: Progress | None = None,
 ) -> list[Comparison]:
-    """Run every test on both sides in turn, ``n_round`` times.
+    """Run every test on both sides in turn, ``n_round`` times; with a probe of the bandwidth before each decoding.
 
     Raises:
         ConfigError: the two did not read the same file, or one of them failed.
@@ -168,8 +176,10 @@ def compare(
             if on_progress:
                 on_progress("warm-up" if i < 0 else f"round {i + 1}/{n_round}", done, n_total)
             done += 1
-            own_ns, peer_ns = own.run(result.test)["total_ns"], peer.run(result.test)["total_ns"]
-            if i >= 0:
-                result.own_ns.append(own_ns)
-                result.peer_ns.append(peer_ns)
+            for side, times in ((own, result.own_ns), (peer, result.peer_ns)):
+                rate = probe.bytes_s() if probe and result.is_decode and i >= 0 else None
+                ns = side.run(result.test)["total_ns"]
+                if i >= 0:
+                    times.append(ns)
+                    result.read_rates += [rate] if rate else []
     return results

@@ -90,6 +90,16 @@ def test_sequences_decoded_together(cli, tiny):
     assert rows[1]["depth_ns"] > 0
 
 
+def test_what_differs_in_sequences_alone_takes_turns(cli, tiny):
+    args = ("-npl", "1,3", "-npp", "8", "-ntg", "4", "-p", "8", "-n", "0", "-r", "2", "-t", "1", "--progress")
+    result = cli("bench", "-m", tiny, *args, "-o", "json")
+    said = [line.rpartition("benchmark ")[2] for line in result.err.splitlines() if ": run " in line]
+    assert said == [f"{test}/3: run {i}/2" for test, i in ((1, 1), (1, 2), (2, 1), (3, 1), (2, 2), (3, 2))]
+    rows = json.loads(result.out)
+    assert [len(r["samples_ns"]) for r in rows] == [2, 2, 2]
+    assert len({r["bandwidth_bytes_s"] for r in rows}) == 3  # each row has its own moments'
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [

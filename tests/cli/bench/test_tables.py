@@ -30,6 +30,7 @@ def test_latency_and_roofline():
     assert "roofline of 2 threads: 40.0 GB/s read, 100 Gop/s int8" in text
     assert "energy: none here" in text
     assert "warning" not in text
+    assert "roofline of 2 threads: 30.0 to 40.0 GB/s" in details([ROW, ROW | {"bandwidth_bytes_s": 3e10}], "")
 
 
 def test_what_was_not_measured_is_not_available():

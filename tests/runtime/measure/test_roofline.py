@@ -2,10 +2,13 @@
 
 import os
 
+import pytest
+
 from llmrun.runtime.measure import roofline
 from llmrun.runtime.measure.diagnosis import measure_barrier_ns
 from llmrun.runtime.measure.machine import Counters, Disturbance, cpu_name, peak_bytes
-from llmrun.runtime.measure.roofline import Roofline, better, measure_here
+from llmrun.runtime.measure.read_probe import ReadProbe
+from llmrun.runtime.measure.roofline import measure_here
 from llmrun.runtime.simd.isa import TARGETS
 
 from ..machine import BEST
@@ -27,11 +30,18 @@ def test_a_probe_that_fails_gives_none(monkeypatch):
     assert roofline.measure(1) is None
 
 
-def test_the_better_of_two_measurements():
-    one, two = Roofline("avx2", 2, 3.0, 10.0), Roofline("avx2", 2, 2.0, 11.0)
-    assert better(one, two) == Roofline("avx2", 2, 3.0, 11.0)
-    assert better(None, two) == two
-    assert better(None, None) is None
+def test_bandwidth_in_turn():
+    with ReadProbe(1) as probe:
+        assert 1e7 < probe.bytes_s() < 1e13
+        assert 1e7 < probe.bytes_s() < 1e13
+    assert probe.bytes_s() is None
+
+
+@pytest.mark.parametrize("program", ["/no/such/python", "/bin/false", "/bin/echo"])
+def test_bandwidth_in_turn_that_fails(monkeypatch, program):
+    monkeypatch.setattr(roofline.sys, "executable", program)
+    with ReadProbe(1) as probe:
+        assert probe.bytes_s() is None
 
 
 def test_a_barrier_costs_less_than_a_millisecond():

@@ -79,6 +79,21 @@ def test_sequences_decode_together(runner, passes, is_shared, n_prefill):
     assert len(tables) == 3  # nobody writes into another's page
 
 
+def test_numbers_of_sequences_take_turns(runner, passes):
+    tests = [BenchTest(n_gen=2, n_depth=10, n_seq=n) for n in (1, 3)]
+    for _ in range(2):
+        for test in tests:
+            runner.sample(test)
+            assert [s.n_past for s in runner._sequences[: test.n_seq]] == [12] * test.n_seq
+    prefill = [(10, 1)]
+    assert passes == prefill + [(1, 1)] * 2 + 2 * prefill + [(3, 3)] * 2 + [(1, 1)] * 2 + [(3, 3)] * 2
+    depth_ns = runner.depth_ns
+    runner.prepare(tests[0])
+    assert runner.depth_ns == depth_ns // 3
+    runner.prepare(BenchTest(n_gen=200, n_depth=10))  # longer: the others' pages are given back
+    assert len(runner._sequences) == 1
+
+
 def test_names():
     assert BenchTest(n_prompt=512).name == "pp512"
     assert BenchTest(n_gen=128, n_depth=4096).name == "tg128 @ d4096"

@@ -53,6 +53,25 @@ def test_a_ratio_is_of_one_round():
     assert (result.ratios.lower, result.ratios.median, result.ratios.upper) == (2, 2, 2.5)
 
 
+class Bandwidth:
+    """Answers 1, 2, 3 … bytes per second."""
+
+    def __init__(self):
+        self.n = 0
+
+    def bytes_s(self):
+        self.n += 1
+        return float(self.n)
+
+
+def test_the_bandwidth_of_the_rounds(settings):
+    with peer(settings) as one, peer(settings) as two:
+        prompt, decode = compare(one, two, TESTS, 9, probe=Bandwidth())
+    assert prompt.bandwidth is None
+    assert decode.read_rates == [float(n) for n in range(1, 19)]  # before each side, not for the warm-up
+    assert decode.bandwidth == 9.5
+
+
 def test_too_few_rounds(settings):
     with peer(settings) as one, peer(settings) as two, pytest.raises(ValueError, match="at least 9"):
         compare(one, two, TESTS, 8)
