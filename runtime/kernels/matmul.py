@@ -21,12 +21,14 @@ Record words (after the two that all share; addresses are of the first row group
 18     activation: 0 none (one matrix), 1 silu, 2 gelu
 19     activation records of y to write as well, or 0 (an even number of row groups)
 20     records per token and block of x: 1, or 2, whose products are added (one matrix, quantised weights)
+21     whether ``NEAR_FORMATS`` are asked for into the first cache where few tokens use them
 =====  ===============================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -38,7 +40,7 @@ from ..simd.tile import RECORD_BYTES as X_BYTES
 from ..simd.scalar import larger, load_i64, smaller, stack_bytes
 from ..simd.vector import add, device, int64, load_f32x16, mul, store_f32x16, void
 from .layout import TOKEN_GROUP
-from .matmul_tiles import FLOAT_FORMATS, TILES
+from .matmul_tiles import FLOAT_FORMATS, NEAR_FORMATS, NEAR_WIDTHS, TILES
 from .quantize import is_given_up, quantize_block, record_address
 from .vector_math import gelu, silu
 
@@ -80,6 +82,29 @@ def _one_width(tile: Any, width: int, narrower: Any) -> Any:
                 narrower(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
 
     return tiles
+
+
+def _choose_tiles(name: str, widths: tuple[int, ...]) -> Any:
+    """Return a function that covers tokens as ``_make_tiles`` says; its last argument is word 21."""
+    far = _make_tiles(TILES[name], widths)
+    signature = void(*[int64] * 11)
+    if name not in NEAR_FORMATS:
+
+        @device(signature)
+        def tiles(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok, is_near):
+            far(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+
+        return tiles
+    near = _make_tiles(partial(TILES[name], is_near=True), NEAR_WIDTHS)
+
+    @device(signature)
+    def near_or_far(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok, is_near):
+        if is_near != 0 and n_tok <= NEAR_WIDTHS[0]:
+            near(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+        else:
+            far(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+
+    return near_or_far
 
 
 _scratch = stack_bytes(TOKEN_GROUP * 64)
@@ -128,7 +153,7 @@ def _quantize_pair(record, records, n_tok, tok, n, block):
 def matmul_kernel(name: str, target: Target) -> Kernel:
     """Return the matmul kernel of a packed format for a target."""
     packed = PACKED_FORMATS[GgmlType[name]]
-    tiles = _make_tiles(TILES[name], target.widths)
+    tiles = _choose_tiles(name, target.widths)
     is_float = name in FLOAT_FORMATS
     unit = max(part.n_unit for part in packed.parts)  # columns: 1, 32 or 256
     part_bytes = [part.dtype.itemsize * prod(part.tail) * (unit // part.n_unit) for part in packed.parts]
@@ -139,7 +164,7 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
         n_tok = load_i64(batch + load_i64(record + 8)) * load_i64(record + 160)
         n_row_group, n = load_i64(record + 16), load_i64(record + 24)
         x = load_i64(record + 96)
-        records = load_i64(record + 152)
+        records, is_near = load_i64(record + 152), load_i64(record + 168)
         # A record covers two row groups: both must be the same worker's.
         step = 2 if records != 0 else 1
         row_start = n_row_group // step * worker // n_worker * step
@@ -168,7 +193,7 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
                             load_i64(parts + 8) + row_group * n_unit * bytes_1,
                             load_i64(parts + 16) + row_group * n_unit * bytes_2,
                             load_i64(parts + 24) + row_group * n_unit * bytes_3,
-                            n, x_group, x_block, x_tok, scratch, width,
+                            n, x_group, x_block, x_tok, scratch, width, is_near,
                         )  # fmt: skip
                         if matrix + 1 < n_matrix:
                             _store_first(record, scratch, tok, width, row_group)

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..simd.tile import tile_operations
+from ..simd.tile import NEAR_BYTES, tile_operations
 from ..simd.vector import (
     and_i32, as_f32, device, f32x16, int64, load_bf16x16, load_f16x16, load_f32x16, load_i8x16, load_u8x16, mul,
-    or_i32, shift_left, shift_right, splat, splat_i32, sub, sub_i32, to_f32, void, where_less,
+    or_i32, prefetch, shift_left, shift_right, splat, splat_i32, sub, sub_i32, to_f32, void, where_less,
 )  # fmt: skip
 from ..simd.weight_bytes import (
     FIVE_BIT, FOUR_BIT, SIGNED_BYTE, SIX_BIT, THREE_BIT, TWO_BIT, WeightBytes, table_of_16,
@@ -23,17 +23,18 @@ _TILE = void(*[int64] * 9)  # p0 p1 p2 p3 n x x_block x_tok out
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml: kvalues_iq4nl
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, doubled
+NEAR_GROUPS = NEAR_BYTES // 256  # column groups of 32, of which four bits each lie in p0
 IQ4, MXFP4 = table_of_16(IQ4_VALUES), table_of_16(MXFP4_VALUES)
 
 
 def _tile_of_blocks(
     quants: WeightBytes, load_scale: Any, load_minimum: Any = None, *, offset: int = 0, is_short: bool = True
-) -> Callable[[int], Any]:
-    """Blocks of 32 columns with one scale, and perhaps one minimum, per row."""
+) -> Callable[..., Any]:
+    """Blocks of 32 columns with one scale, and perhaps one minimum, per row; near tiles have scales in p2."""
     bytes_0, bytes_1 = quants.bytes_0, quants.bytes_1
 
-    def make_tile(n_tok: int) -> Any:
-        ops = tile_operations(n_tok)
+    def make_tile(n_tok: int, *, is_near: bool = False) -> Any:
+        ops = tile_operations(n_tok, is_near=is_near)
         zeros, store = ops.zeros, ops.store
         add_products, add_minimums = ops.add_products(quants, offset, is_short=is_short), ops.add_minimums()
         if load_minimum is None:
@@ -42,6 +43,8 @@ def _tile_of_blocks(
             def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
                 acc = zeros()
                 for block in range(n):
+                    if is_near:
+                        prefetch(p2 + 32 * (block + NEAR_GROUPS))
                     scale = load_scale(p1, p2, block)
                     acc = add_products(acc, p0 + bytes_0 * block, p1 + bytes_1 * block, scale, x)
                     x += x_block
@@ -107,12 +110,12 @@ def _e8m0_half(p1, p2, block):
     return where_less(to_f32(e), splat(1.5), subnormal, normal)
 
 
-def _tile_k_minimums(quants: WeightBytes) -> Callable[[int], Any]:
+def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
     """Q4_K, Q5_K: blocks of 256 columns, eight 6-bit scales and minimums per row (p0 q4, p1 dm, p2 s6, p3 q1)."""
     bytes_0, bytes_1 = quants.bytes_0, quants.bytes_1
 
-    def make_tile(n_tok: int) -> Any:
-        ops = tile_operations(n_tok)
+    def make_tile(n_tok: int, *, is_near: bool = False) -> Any:
+        ops = tile_operations(n_tok, is_near=is_near)
         zeros, store = ops.zeros, ops.store
         add_products, add_minimums = ops.add_products(quants), ops.add_minimums()
 
@@ -122,6 +125,12 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[[int], Any]:
             for s in range(n // 8):
                 d = load_f16x16(p1 + 64 * s)
                 minus_dmin = sub(splat(0.0), load_f16x16(p1 + 64 * s + 32))
+                if is_near:
+                    later = s + NEAR_GROUPS // 8
+                    prefetch(p1 + 64 * later)
+                    prefetch(p2 + 192 * later)
+                    prefetch(p2 + 192 * later + 64)
+                    prefetch(p2 + 192 * later + 128)
                 for half in range(2):
                     for j in range(4):
                         low = load_u8x16(p2 + 192 * s + 64 * half + 16 * j)
@@ -140,9 +149,9 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[[int], Any]:
     return make_tile
 
 
-def _tile_q6_k(n_tok: int) -> Any:
+def _tile_q6_k(n_tok: int, *, is_near: bool = False) -> Any:
     """Blocks of 256 columns, sixteen signed 8-bit scales per row (p0 q4, p1 q2, p2 s8, p3 d)."""
-    ops = tile_operations(n_tok)
+    ops = tile_operations(n_tok, is_near=is_near)
     zeros, store = ops.zeros, ops.store
     add_half_products = ops.add_half_products(SIX_BIT, 32)
 
@@ -151,7 +160,11 @@ def _tile_q6_k(n_tok: int) -> Any:
         acc = zeros()
         for s in range(n // 8):
             d = load_f16x16(p3 + 32 * s)
+            if is_near:
+                prefetch(p3 + 32 * (s + NEAR_GROUPS // 8))
             for j in range(8 * s, 8 * s + 8):
+                if is_near:
+                    prefetch(p2 + 32 * (j + NEAR_GROUPS))
                 scale_0, scale_1 = load_i8x16(p2 + 32 * j), load_i8x16(p2 + 32 * j + 16)
                 scale_0, scale_1 = mul(d, to_f32(scale_0)), mul(d, to_f32(scale_1))
                 acc = add_half_products(acc, p0 + 256 * j, p1 + 128 * j, scale_0, scale_1, x)
@@ -258,7 +271,7 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
 
 # How to make a tile of each format. A tile gets the addresses of the format's parts in the order of
 # ``quant/pack_format.py``.
-TILES: dict[str, Callable[[int], Any]] = {
+TILES: dict[str, Callable[..., Any]] = {
     "Q4_0": _tile_of_blocks(FOUR_BIT, _d_of_part1, offset=8),
     "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale1, _dm_minimum1),
     "Q5_0": _tile_of_blocks(FIVE_BIT, _d_of_part2, offset=16),
@@ -276,4 +289,7 @@ TILES: dict[str, Callable[[int], Any]] = {
     "BF16": _tile_float(load_bf16x16, 32),
     "F32": _tile_float(load_f32x16, 64),
 }
+# Formats that may be asked for into the first cache (``is_near``) where memory delivers them to one or two tokens.
+NEAR_FORMATS = ("Q4_K", "Q5_K", "Q6_K", "Q5_0")
+NEAR_WIDTHS = (2, 1)
 FLOAT_FORMATS = ("F16", "BF16", "F32")

@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import sys
+from functools import lru_cache
 
 from ...formats.errors import ConfigError
 from ...formats.record import Record
@@ -100,6 +101,16 @@ def cpu_features() -> frozenset[str]:
     import llvmlite.binding as llvm  # 0.05 s; CPUID and XGETBV: AVX-512 only when the system saves its state
 
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+@lru_cache(maxsize=1)
+def is_zen() -> bool:
+    """Return whether this is one of AMD's Zen cores: what fetches ahead there works otherwise than in Intel's."""
+    if family() != "x86":
+        return False
+    import llvmlite.binding as llvm
+
+    return bool(llvm.get_host_cpu_name().startswith("znver"))
 
 
 def _auxv_features() -> frozenset[str]:

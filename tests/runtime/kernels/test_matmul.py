@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from llmrun.formats.ggml_types import BLOCK, GgmlType
+from llmrun.runtime.executor import threaded
 from llmrun.runtime.fuse import FLOAT_FORMATS, fuse, lower
 from llmrun.runtime.kernels import reference as twin
+from llmrun.runtime.kernels.matmul_tiles import NEAR_FORMATS
 from llmrun.runtime.kernels.registry import MATMUL_FORMATS
 from llmrun.runtime.weights import look_up
 
@@ -71,6 +73,17 @@ def test_equals_the_twin_for_every_number_of_tokens(machine, target_name, name):
         for n_tok in (*range(1, 18), N_TOK):
             run(bound, buffer, x[:n_tok])
             assert_same_bits(bound.get(y, n_tok), want[:n_tok], f"{n_row} x {n_col}, {n_tok} tokens")
+
+
+@pytest.mark.parametrize("is_zen", [False, True])
+@pytest.mark.parametrize(("target_name", "name"), [p for p in PAIRS if p[1] in NEAR_FORMATS])
+def test_where_weights_are_asked_for_changes_nothing(machine, monkeypatch, target_name, name, is_zen):
+    monkeypatch.setattr(threaded, "is_zen", lambda: is_zen)
+    weights, w, x, want = case(name, *shapes(name)[-1])
+    bound, buffer, y = bind(machine, target_name, weights, w)
+    for n_tok in (1, 2, 3):
+        run(bound, buffer, x[:n_tok])
+        assert_same_bits(bound.get(y, n_tok), want[:n_tok], f"{n_tok} tokens")
 
 
 @pytest.mark.parametrize(("target_name", "name"), PAIRS)
