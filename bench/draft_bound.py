@@ -21,6 +21,7 @@ from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.measure.drafts import GREEDY, PLAIN, SEED
 from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.speculation.loop import verify
+from llmrun.runtime.speculation.model_source import N_OUT
 from llmrun.runtime.speculation.ngram import NgramSource
 from llmrun.runtime.speculation.opening import open_draft
 from llmrun.runtime.texts import draft_prompts
@@ -50,12 +51,12 @@ def drafted_right(draft, ids, answer):
     for start in range(0, len(ids) - 1, 64):
         draft.run(sequence, ids[start : min(start + 64, len(ids) - 1)], n_output=0)
     text, right = [ids[-1], *answer], []
-    for start in range(0, len(answer), 8):
-        part = text[start : start + 8]
+    for start in range(0, len(answer), N_OUT):
+        part = text[start : start + N_OUT]
         draft.run(sequence, part, n_output=len(part))
         rows = draft.executor.output("logits", len(part))
         guesses = [int(draft.vocabulary.row(row).argmax()) for row in rows]
-        right += [guess == token for guess, token in zip(guesses, answer[start : start + 8], strict=False)]
+        right += [guess == token for guess, token in zip(guesses, answer[start : start + N_OUT], strict=False)]
     sequence.close()
     return right
 
