@@ -144,7 +144,8 @@ class ModelSource:
         self._sequence.rollback(len(self._cached))
         affordable = self._affordable
         is_full = len(self._ids) - self._origin + N_TOK > self._model.n_ctx
-        if is_full or len(window) - len(self._cached) > affordable:
+        is_short = self._start > 0 and len(window) < FIRST_WINDOW // 2  # it began where another text was longer
+        if is_full or is_short or len(window) - len(self._cached) > affordable:
             self._restart(max(0, len(self._ids) - min(affordable, self._most)))
 
     @property
@@ -154,7 +155,7 @@ class ModelSource:
         return max(n, FIRST_WINDOW // 2)
 
     def _catch_up(self) -> None:
-        """Read the window's tokens that are not cached; the last one's logits are wanted. Then what is before it."""
+        """Read what may be read before the window, then its own new tokens; the last one's logits are wanted."""
         window = self._ids[self._start :]
         n_new = len(window) - len(self._cached)
         n_page = min(self._affordable - n_new, self._start - self._origin) // PAGE_SLOTS

@@ -220,3 +220,24 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
         source.close()
         assert len(draft.pages._free) == draft.pages.n_page
         draft.close()
+
+
+@pytest.mark.parametrize("n_token", [100, 165])
+def test_another_text_in_the_same_session_gets_a_window_of_its_own(tiny_path, n_token):
+    """It is shorter than where the last window began, or hardly longer: what the draft sees of it is not."""
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=512, n_threads=1) as engine:
+        draft = DraftModel.open(tiny_path("llama", "Q4_0"), engine)
+        answer = Answer(
+            sampler=Sampler(SamplerSettings(temperature=0.0), engine.info.n_vocab, engine.tokenizer.piece),
+            seed=1, sample=0, ends=frozenset(),
+        )  # fmt: skip
+        source = draft.source(KvSequence(engine.pages, 512))
+        for text in (token_ids("q", 200), token_ids("r", n_token)):
+            source.begin(text, answer)
+            draft.token_s = 0.0
+            context = [*text, 7]
+            next(source.guess(context))
+            assert source._cached == context[-len(source._cached) :]
+            assert len(source._cached) >= FIRST_WINDOW // 2
+        source.close()
+        draft.close()
