@@ -174,13 +174,13 @@ def _record(file: GgufFile, *, with_tensors: bool, with_program: bool) -> dict[s
 
 def _program_lines(file: GgufFile) -> list[str]:
     from ..runtime.engine import load_program
-    from ..runtime.fuse import fuse, lower
+    from ..runtime.fuse import prepare
     from ..runtime.weights import GgufWeights
 
     found = _head(file)
     if found is None:
         return str(load_program(file, GgufWeights(file), None)[1]).splitlines()
-    programs = (fuse(lower(program)) for program in (found[0].fuse, found[0].step))
+    programs = (prepare(program) for program in (found[0].fuse, found[0].step))
     return "\n\n".join(map(str, programs)).splitlines()
 
 

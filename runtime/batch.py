@@ -59,11 +59,13 @@ class Batch:
 
     def _finish(self, out_rows: NDArray[np.int64]) -> None:
         self.out_rows = out_rows
+        self.wanted = self.rows[out_rows]  # the records of rows whose outputs are wanted, once more
         self.n_out = len(out_rows)
         self.record = np.zeros(BATCH_WORDS, np.int64)
         self.record[N_TOK // 8] = self.n_tok
         self.record[ROWS // 8] = self.rows.ctypes.data
         self.record[N_OUT // 8] = self.n_out
+        self.record[(N_OUT + ROWS) // 8] = self.wanted.ctypes.data
         self.record[OUT_ROWS // 8] = self.out_rows.ctypes.data
 
     @classmethod
@@ -85,19 +87,22 @@ class Batch:
             out_rows: rows whose output is wanted.
             shift: how much larger positions are than slots, where a sequence holds a text from its middle on.
         """
-        batch = cls.of_chains([(page_table, first_slot, token_ids)], out_rows)
-        batch.rows[:, 3] += shift
-        return batch
+        return cls.of_chains([(page_table, first_slot, token_ids)], out_rows, shift=shift)
 
     @classmethod
     def of_chains(
-        cls, chains: Sequence[tuple[NDArray[np.int64], int, Sequence[int]]], out_rows: Sequence[int] | None = None
+        cls,
+        chains: Sequence[tuple[NDArray[np.int64], int, Sequence[int]]],
+        out_rows: Sequence[int] | None = None,
+        *,
+        shift: int = 0,
     ) -> Batch:
         """Return the batch of consecutive plain tokens of each of several sequences.
 
         Args:
             chains: (page table, first slot, token ids) of each sequence.
             out_rows: rows whose output is wanted, counted over all chains; None: all.
+            shift: how much larger positions are than slots.
         """
         batch = cls.__new__(cls)
         n = sum(len(ids) for _, _, ids in chains)
@@ -109,7 +114,7 @@ class Batch:
             slots = np.arange(first_slot, first_slot + len(token_ids))
             rows[:, 0] = token_ids
             rows[:, 1] = page_table.ctypes.data
-            rows[:, 2] = rows[:, 3] = slots
+            rows[:, 2], rows[:, 3] = slots, slots + shift
             rows[:, 5] = slots + 1
             start += len(token_ids)
         batch.token_ids = batch.rows[:, 0].copy()

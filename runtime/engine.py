@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from ..formats.errors import ConfigError, FormatError
 from ..formats.gguf import GgufFile
-from ..formats.record import Record
+from ..formats.record import Record, replace
 from .batch import Batch
 from .executor.team import Team
 from .executor.threaded import ThreadedExecutor, kernels_of
-from .fuse import fuse, lower
+from .fuse import prepare
 from .hidden_states import HiddenStates
 from .kernels.kernel_set import KernelSet
 from .kernels.layout import DEFAULT_KV_TYPE, KV_TYPES, PAGE_SLOTS
@@ -88,7 +88,9 @@ class Engine:
         self.isa: str = parts["isa"]
         self.notices: list[str] = parts["notices"]
         self.executor: ThreadedExecutor = parts["executor"]
-        self._outputs = self.executor.program.outputs  # what is left of a pass where nothing is watched
+        self._program = self.executor.program  # that is run where nothing is watched
+        self._model_program: Program = parts["model_program"]  # as the model file has it
+        self._is_fused: bool = parts["is_fused"]
         self.pages: KvPages = parts["pages"]
         self.team: Team = parts["team"]
         self.draft: Draft | None = None
@@ -170,7 +172,7 @@ class Engine:
             engine = cls(
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
-                executor=executor, pages=pages, team=team,
+                model_program=model.program, is_fused=is_fused, executor=executor, pages=pages, team=team,
             )  # fmt: skip
             if draft is not None:
                 from .speculation.opening import open_draft  # here: it knows most of what this module knows
@@ -250,9 +252,12 @@ class Engine:
     def watch(self, layers: Sequence[int]) -> None:
         """Keep from now on what these layers are given (``hidden``), of new sessions; none: of no layer any more."""
         with self.lock:
-            self.hidden = HiddenStates(self.executor.program, layers) if layers else None
-            watched = {} if self.hidden is None else self.hidden.outputs
-            self.executor = self.executor.with_outputs({**self._outputs, **watched})
+            plain, program = self._model_program, self._program
+            self.hidden = HiddenStates(plain, layers) if layers else None
+            if self.hidden is not None:
+                watched = replace(plain, outputs={**plain.outputs, **self.hidden.outputs})
+                program = prepare(watched, is_fused=self._is_fused)
+            self.executor = self.executor.with_program(program)
 
     def pass_costs(self) -> tuple[StepCosts, SpeedFile]:
         """Return what passes take on this machine, and where that is kept."""
@@ -326,8 +331,7 @@ def load_program(
     """
     model = build_model(file.metadata, weights, n_ctx)
     weights.check_all_used()
-    program = lower(model.program)
-    return model, fuse(program) if is_fused else program
+    return model, prepare(model.program, is_fused=is_fused)
 
 
 def streamed_weights(program: Program) -> list[Any]:

@@ -1,8 +1,8 @@
 """Rewriting a program: activations quantised where weights are, then operations joined.
 
-``lower`` makes a model's program runnable (quantised matrices get quantised activations); ``fuse``
-joins neighbours so that fewer passes over memory and fewer barriers are needed. Both forms give the
-same bits, by test. Model files never do any of this by hand.
+``prepare`` makes a model's program into what is run: ``select_early.py``, then both of these. ``lower`` makes it
+runnable (quantised matrices get quantised activations); ``fuse`` joins neighbours so that fewer passes over memory and
+fewer barriers are needed. Both forms give the same bits, by test. Model files never do any of this by hand.
 """
 
 from __future__ import annotations
@@ -11,8 +11,15 @@ from collections import Counter
 
 from ..formats.record import replace
 from .program import Buffer, Op, Program
+from .select_early import select_early
 
 FLOAT_FORMATS = frozenset({"F16", "BF16", "F32"})
+
+
+def prepare(program: Program, *, is_fused: bool = True) -> Program:
+    """Return a model's program as it is run: on no more rows than needed, lowered, and fused if wanted."""
+    lowered = lower(select_early(program))
+    return fuse(lowered) if is_fused else lowered
 
 
 def lower(program: Program) -> Program:
@@ -22,11 +29,12 @@ def lower(program: Program) -> Program:
     """
     ops: list[Op] = []
     quantized: dict[Buffer, Buffer] = {}
+    outputs = set(program.outputs.values())
     for op in program.ops:
         if op.kind == "matmul" and op.weights[0].packed not in FLOAT_FORMATS:
             x = op.reads[0]
             if x not in quantized:
-                kind = "q8x2" if x.rows == "out" else "q8"
+                kind = "q8x2" if x.rows == "out" and op.writes[0] in outputs else "q8"
                 quantized[x] = Buffer(f"{x.name}.{kind}", x.n_col, x.rows, kind)
                 ops.append(Op("quantize", (x,), (quantized[x],)))
             op = Op(op.kind, (quantized[x],), op.writes, op.weights, op.attributes)

@@ -23,7 +23,7 @@ N_ROW = 1024  # of a sequence, that are kept: the last ones
 
 
 def layer_input(program: Program, layer: int) -> Buffer:
-    """Return the buffer that a layer of a program is given; number ``n_layer``: what the final norm is given.
+    """Return the buffer that a layer of a plain program is given; number ``n_layer``: what the final norm is given.
 
     Raises:
         ValueError: the layer does not begin with a norm of the residual stream, or the buffer is changed later.
@@ -35,7 +35,7 @@ def layer_input(program: Program, layer: int) -> Buffer:
         if (op.kind == "select" if layer == program.n_layer else any(w.name.startswith(prefix) for w in op.weights))
     )
     buffer = op.reads[0]
-    if op.kind not in ("rms_norm", "norm_quantize", "select") or any(buffer in o.writes for o in program.ops[index:]):
+    if op.kind not in ("rms_norm", "select") or any(buffer in o.writes for o in program.ops[index:]):
         raise ValueError(f"layer {layer} begins with {op}, expected a norm of rows that stay as they are")
     return buffer
 
@@ -77,7 +77,7 @@ class HiddenStates:
     """Keeps what layers are given of the sequences that it follows.
 
     Args:
-        program: of the model.
+        program: of the model, as its file has it.
         layers: by number; their rows lie side by side, in this order.
     """
 

@@ -102,6 +102,11 @@ class Program(Record, frozen=False):
         lines = [f"{i:4d}  {op}" for i, op in enumerate(self.ops)]
         return "\n".join([*lines, *(f"output {name} = %{b.name}" for name, b in self.outputs.items())])
 
+    @property
+    def n_op_body(self) -> int:
+        """Operations in front of the first that works on wanted outputs alone: all that a pass without outputs runs."""
+        return next((i for i, op in enumerate(self.ops) if any(b.rows == "out" for b in op.writes)), len(self.ops))
+
     def buffers(self) -> list[Buffer]:
         """Return every buffer once, in the order of first use."""
         return list(dict.fromkeys(b for op in self.ops for b in (*op.reads, *op.writes)))

@@ -56,15 +56,17 @@ class CheckedExecutor:
         """Run one pass; ``buffers`` then holds every buffer's value, ``output`` the named ones."""
         self._batch = batch
         self.buffers.clear()
-        for op in self.program.ops:
-            if not batch.n_out and any(b.rows == "out" for b in op.writes):
-                break
+        for op in self.program.ops if batch.n_out else self.program.ops[: self.program.n_op_body]:
             self._run_op(op)
 
     def _run_op(self, op: Op) -> None:
         result = RULES[op.kind](self, op)
         for buffer in op.writes:
             self.buffers[buffer] = self._quantized(result, buffer) if buffer.kind in RECORDS else result
+
+    def _numbers(self, op: Op) -> Any:
+        """Return the numbers of the batch's rows that an operation works on."""
+        return self._batch.out_rows if op.writes[0].rows == "out" else np.arange(self._batch.n_tok)
 
     def output(self, name: str) -> F32:
         """Return a named output: [n_out, n_col]."""
@@ -160,7 +162,7 @@ class CheckedExecutor:
     def rope_table(self, op: Op) -> Any:
         """Return cosines and sines of every row's position, side by side."""
         rope: Rope = op.attributes["rope"]
-        tables = twin.rope_table(self._batch.rows[:, 3], np.array(rope.frequencies), rope.factor)
+        tables = twin.rope_table(self._batch.rows[self._numbers(op), 3], np.array(rope.frequencies), rope.factor)
         return np.concatenate(tables, axis=1)
 
     def rope(self, op: Op) -> F32:
@@ -193,10 +195,11 @@ class CheckedExecutor:
         heads = q.reshape(len(q), n_head_kv, n_head // n_head_kv, -1)
         result = np.empty_like(heads)
         factors = factors_of(op, self._weights, heads.shape[3])
-        for i, row in enumerate(self._batch.rows):
+        for i, number in enumerate(self._numbers(op)):
+            row = self._batch.rows[number]
             slots = np.arange(row[5])
             if row[7]:
-                slots = np.concatenate([slots, self._batch.ancestors(i)])
+                slots = np.concatenate([slots, self._batch.ancestors(number)])
             start = max(int(row[4]), len(slots) - a["window"]) if a["window"] else int(row[4])
             for h in range(n_head_kv):
                 columns = slice(h * heads.shape[3], (h + 1) * heads.shape[3])

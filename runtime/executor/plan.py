@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...formats.record import Record
 from ..kernels.layout import padded
-from ..program import Buffer, Op, Program
+from ..program import Buffer, Program
 
 ALIGN = 64
 X_RECORD_BYTES = 64  # an activation record: 32 columns of one token
@@ -32,7 +32,7 @@ def plan(program: Program, n_tok: int, n_out: int) -> Plan:
     """Lay out the buffers for passes of at most ``n_tok`` rows with ``n_out`` outputs; reuse what is dead."""
     sizes = {b: padded((n_out if b.rows == "out" else n_tok) * row_bytes(b), ALIGN) for b in program.buffers()}
     offsets, n_bytes = _offsets(program, sizes)
-    return Plan(offsets, n_bytes, _barriers(program.ops, offsets, sizes))
+    return Plan(offsets, n_bytes, _barriers(program, offsets, sizes))
 
 
 def _offsets(program: Program, sizes: dict[Buffer, int]) -> tuple[dict[Buffer, int], int]:
@@ -62,8 +62,9 @@ def _offsets(program: Program, sizes: dict[Buffer, int]) -> tuple[dict[Buffer, i
     return offsets, max((offsets[b] + sizes[b] for b in offsets), default=0)
 
 
-def _barriers(ops: list[Op], offsets: dict[Buffer, int], sizes: dict[Buffer, int]) -> tuple[bool, ...]:
-    """Put a barrier between two operations that touch the same bytes, one of them writing."""
+def _barriers(program: Program, offsets: dict[Buffer, int], sizes: dict[Buffer, int]) -> tuple[bool, ...]:
+    """Put a barrier between two operations that touch the same bytes, one of them writing, and where a pass may end."""
+    ops = program.ops
 
     def spans(buffers: tuple[Buffer, ...]) -> set[tuple[int, int]]:
         return {(offsets[b], offsets[b] + sizes[b]) for b in buffers}
@@ -81,7 +82,8 @@ def _barriers(ops: list[Op], offsets: dict[Buffer, int], sizes: dict[Buffer, int
             op_read, op_written = (
                 (op_read, op_written | pages) if op.kind == "kv_store" else (op_read | pages, op_written)
             )
-        if overlap(written, op_read | op_written) or overlap(read, op_written):
+        is_end = i == program.n_op_body and i > 0
+        if is_end or overlap(written, op_read | op_written) or overlap(read, op_written):
             barriers[i - 1] = True
             read, written = set(), set()
         read |= op_read

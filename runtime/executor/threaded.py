@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ...formats.errors import ConfigError
 from ...formats.ggml_types import BLOCK, GgmlType
-from ...formats.record import replace
 from ..batch import Batch
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import (
@@ -107,11 +106,10 @@ class ThreadedExecutor:
             record[2 : 2 + len(words)] = words
             record[BARRIER_WORD] = has_barrier
         # Without wanted outputs the tail of the program has nothing to do.
-        self._n_op_body = next((i for i, op in enumerate(program.ops) if op.kind == "select"), self._n_op)
+        self._n_op_body = program.n_op_body
 
-    def with_outputs(self, outputs: dict[str, Buffer]) -> ThreadedExecutor:
-        """Return an executor of the same operations that leaves these buffers' rows to be read after a pass."""
-        program = replace(self.program, outputs=outputs)
+    def with_program(self, program: Program) -> ThreadedExecutor:
+        """Return an executor of another form of the same program: what it needs is there."""
         return ThreadedExecutor(
             program, self._weights, self._pages, self._kernels, self._team, n_tok=self.n_tok, n_out=self.n_out
         )

@@ -1,9 +1,9 @@
 """Attention over pages of keys and values (``kv_store.py`` has their layout).
 
 The columns of a pass, one for each row and query head that shares a key head, are worked on in tiles of up to sixteen
-(``attention_tile.py``), which read a page once for all of their columns. A prompt's rows follow each other without
-gaps; rows of several sequences, or with ancestors, are kept apart. Each column's numbers depend on that column alone,
-so neither the other columns, nor the batch, nor the number of threads can change a bit.
+(``attention_tile.py``), which read a page once for all of their columns. Rows of several sequences, or with
+ancestors, are kept apart. Each column's numbers depend on that column alone, so neither the other columns, nor the
+batch, nor the number of threads can change a bit.
 
 Where there are fewer tiles than would keep all threads busy, the segments of a tile are dealt out: each leaves its
 state in memory, and who comes last merges them, in order.
@@ -33,10 +33,11 @@ from .attention_tile import (
     segment_operations, tile_scratch,
 )  # fmt: skip
 from .layout import (
-    MAX_COLUMN, MAX_SHARED, PAGE_SLOTS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_VISIBLE_START, ROW_VISIBLE_STOP, ROWS,
+    MAX_COLUMN, MAX_SHARED, PAGE_SLOTS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_VISIBLE_START, ROW_VISIBLE_STOP,
     SEGMENT_PAGES,
 )  # fmt: skip
 from .quantize import is_given_up, quantize_block, record_address
+from .rows import rows_of
 
 _OP = void(*[int64] * 4)
 _TILE = void(*[int64] * 10)
@@ -91,7 +92,7 @@ def _make_tile(kv_type: str, n_column: int, target: Target) -> Any:
         """
         n_embd_head, window = load_i64(record + 32), load_i64(record + 112)
         n_group = load_i64(record + 16) // load_i64(record + 24)
-        rows, factors = load_i64(batch + ROWS), load_i64(record + 160) + 4 * n_embd_head * head_kv
+        rows, factors = rows_of(record, batch), load_i64(record + 160) + 4 * n_embd_head * head_kv
         start, stop = _first_seen(rows + ROW_BYTES * (first // n_group), window), 0
         for c in range(n_column):
             tok, q = (first + c) // n_group, 0
@@ -147,9 +148,9 @@ def _one_width(tile: Any, width: int, wider: Any) -> Any:
 
 
 @device(int64(int64, int64, int64))
-def _run_length(batch, tok, n_row):
+def _run_length(rows, tok, n_row):
     """Return how many of ``n_row`` rows from ``tok`` on can share tiles: one sequence, no ancestors."""
-    first = load_i64(batch + ROWS) + ROW_BYTES * tok
+    first = rows + ROW_BYTES * tok
     n = 1
     while (
         n < n_row
@@ -166,7 +167,7 @@ def _n_segment(record, batch, n_tok):
     """Return how many segments all rows together see."""
     start, stop = 1 << 62, 0
     for tok in range(n_tok):
-        row = load_i64(batch + ROWS) + ROW_BYTES * tok
+        row = rows_of(record, batch) + ROW_BYTES * tok
         start, stop = smaller(start, _first_seen(row, load_i64(record + 112))), larger(stop, _seen(row))
     return (stop + _SEGMENT_SLOTS - 1) // _SEGMENT_SLOTS - start // _SEGMENT_SLOTS
 
@@ -184,7 +185,8 @@ def attention_kernel(kv_type: str, target: Target) -> Kernel:
         n_group = load_i64(record + 16) // n_head_kv  # heads that share a key head
         n_column = n_tok * n_group
         columns, is_shareable = most, True
-        if _run_length(batch, 0, n_tok) < n_tok:
+        rows = rows_of(record, batch)
+        if _run_length(rows, 0, n_tok) < n_tok:
             is_shareable = n_tok * n_head_kv <= 2 * n_worker and n_group <= most
             columns = n_group if is_shareable else n_group * larger(1, most // n_group)
         n_unit = (n_column + columns - 1) // columns * n_head_kv
@@ -207,7 +209,7 @@ def attention_kernel(kv_type: str, target: Target) -> Kernel:
                 return
             while first < stop:
                 tok, n = first // n_group, smaller(most, stop - first)
-                n_row = _run_length(batch, tok, (first + n - 1) // n_group - tok + 1)
+                n_row = _run_length(rows, tok, (first + n - 1) // n_group - tok + 1)
                 n = smaller(n, (tok + n_row) * n_group - first)
                 attend(record, batch, first, n, head_kv, part, n_part, states, counter, scratch)
                 first += n

@@ -2,8 +2,8 @@
 
 Every kernel has one signature: ``kernel(record, batch, worker, n_worker)``, four int64. ``record`` is
 the address of the operation's ``RECORD_WORDS`` int64: word 0 is the kernel's own address, word 1 the
-offset inside the batch record of the number of rows to work on (``N_TOK`` or ``N_OUT``), the rest is
-the kernel's own (each kernel's module lists it). Offsets below are in bytes.
+offset inside the batch record of the number of rows to work on (``N_TOK`` or ``N_OUT``; ``ROWS`` further are
+these rows' records), the rest is the kernel's own (each kernel's module lists it). Offsets below are in bytes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ BARRIER_WORD = RECORD_WORDS - 1  # 1: all workers wait for each other after this
 # Batch record: what this forward pass works on.
 N_TOK = 0  # rows of this pass
 ROWS = 8  # address of N_TOK row records
-N_OUT = 16  # rows whose outputs are wanted
-OUT_ROWS = 24  # address of N_OUT int64: their row numbers, ascending
+N_OUT = 16  # rows whose outputs are wanted; at N_OUT + ROWS the address of copies of their row records
+OUT_ROWS = 40  # address of N_OUT int64: their row numbers, ascending
 BATCH_STOP = 32  # address of a word that is not 0 when the pass is to be given up, or 0
 BATCH_WORDS = 8
 

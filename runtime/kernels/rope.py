@@ -21,8 +21,8 @@ from ..simd.vector import (
     add, device, float64, int64, load_even, load_f32x16, load_odd, mul, round_f64, store_f32x16, store_interleaved,
     sub, to_single, void,
 )  # fmt: skip
-from .layout import ROW_BYTES, ROW_POSITION, ROWS
-from .rows import first_unit
+from .layout import ROW_BYTES, ROW_POSITION
+from .rows import first_unit, rows_of
 
 _OP = void(*[int64] * 4)
 
@@ -60,7 +60,7 @@ def _rope_table(record, batch, worker, n_worker):
     for tok in range(first_unit(n_tok, worker, n_worker), first_unit(n_tok, worker + 1, n_worker)):
         table = load_i64(record + 32) + tok * load_i64(record + 40)
         sines = table + load_i64(record + 40) // 2
-        position = float64(load_i64(load_i64(batch + ROWS) + ROW_BYTES * tok + ROW_POSITION))
+        position = float64(load_i64(rows_of(record, batch) + ROW_BYTES * tok + ROW_POSITION))
         for i in range(n_pair):
             angle = position * load_f64(frequencies + 8 * i)
             quadrant = round_f64(angle * TWO_OVER_PI)

@@ -20,7 +20,7 @@ from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.scalar import larger, load_i64, smaller
 from ..simd.vector import add, broadcast_f32, device, div, int64, load_f32x16, mul, store_f32x16, void
-from .layout import OUT_ROWS
+from .layout import OUT_ROWS, ROWS
 from .quantize import inverse_rms
 from .vector_math import gelu, silu, tanh
 
@@ -31,6 +31,12 @@ _OP = void(*[int64] * 4)
 def first_unit(n, worker, n_worker):
     """Return where a worker's share of ``n`` units starts."""
     return n * worker // n_worker
+
+
+@device(int64(int64, int64))
+def rows_of(record, batch):
+    """Return the address of the records of the rows that an operation works on: all, or those with outputs."""
+    return load_i64(batch + load_i64(record + 8) + ROWS)
 
 
 def _rms_norm(record, batch, worker, n_worker):

@@ -44,14 +44,15 @@ class Traffic(Record, kw_only=True):
     body_ops: int  # a row
     head_ops: int  # a wanted output
     attentions: tuple[Attention, ...]
+    n_body_attention: int  # of them, in every pass; the others in one with wanted outputs
     bytes_by_type: tuple[tuple[str, int], ...]  # of the matrices that are streamed, by GGML type, most first
 
     @classmethod
     def of_program(cls, program: Program, *, kv_type: str = DEFAULT_KV_TYPE, **about: int | str) -> Traffic:
         """Return the traffic of a program; ``about`` are the fields that the program does not tell."""
-        head = next((i for i, op in enumerate(program.ops) if op.kind == "select"), len(program.ops))
-        body_ops, head_ops = program.ops[:head], program.ops[head:]
-        body, outputs = _streamed(body_ops), _streamed(head_ops)
+        body_ops, head_ops = program.ops[: program.n_op_body], program.ops[program.n_op_body :]
+        body = _streamed(body_ops)
+        outputs = [w for w in _streamed(head_ops) if w not in body]
         by_type: dict[str, int] = {}
         for weight in (w for w in (*body, *outputs) if w.n_out):
             by_type[weight.file_type] = by_type.get(weight.file_type, 0) + _n_bytes(weight)
@@ -61,6 +62,7 @@ class Traffic(Record, kw_only=True):
             body_ops=sum(2 * w.n_out * w.n_in for w in body),
             head_ops=sum(2 * w.n_out * w.n_in for w in outputs),
             attentions=tuple(_attention(op, kv_type) for op in program.ops if op.kind == "attention"),
+            n_body_attention=sum(op.kind == "attention" for op in body_ops),
             bytes_by_type=tuple(sorted(by_type.items(), key=lambda item: -item[1])),
             **about,  # type: ignore[arg-type]
         )
@@ -70,9 +72,10 @@ class Traffic(Record, kw_only=True):
         """Bytes of weights that one decode step streams."""
         return self.body_bytes + self.head_bytes
 
-    def kv_bytes(self, first: int, n: int) -> int:
+    def kv_bytes(self, first: int, n: int, *, has_output: bool = True) -> int:
         """Return the bytes of keys and values that a pass over slots ``first`` to ``first + n - 1`` reads."""
-        return sum(a.read_bytes(first, n) for a in self.attentions)
+        attentions = self.attentions if has_output else self.attentions[: self.n_body_attention]
+        return sum(a.read_bytes(first, n) for a in attentions)
 
     def test_bytes(self, test: BenchTest, passes: Sequence[int]) -> int:
         """Return the bytes that one repetition of a test moves at least.
@@ -82,8 +85,8 @@ class Traffic(Record, kw_only=True):
             passes: tokens of each pass of its prompt.
         """
         total, past = 0, test.n_depth
-        for n in passes:
-            total += test.n_seq * (self.body_bytes + self.kv_bytes(past, n))
+        for i, n in enumerate(passes, 1):
+            total += test.n_seq * (self.body_bytes + self.kv_bytes(past, n, has_output=i == len(passes)))
             past += n
         if passes:
             total += test.n_seq * self.head_bytes

@@ -16,7 +16,7 @@ from ...formats.gguf import GgufFile
 from ...formats.record import replace
 from ..batch import Batch
 from ..executor.threaded import ThreadedExecutor
-from ..fuse import fuse, lower
+from ..fuse import prepare
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
@@ -88,7 +88,7 @@ class DraftModel:
             program = model.program
             if vocabulary.is_same and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
                 program = cut_head(program, min(n_head_token, hp.n_vocab))
-            program = fuse(lower(program))
+            program = prepare(program)
             slot_bytes = KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head)
             kernels, n_byte = weights.load_for(
                 [program], target.team, kv_bytes=n_ctx * slot_bytes, on_progress=on_progress

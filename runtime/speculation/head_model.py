@@ -13,7 +13,7 @@ from ...formats.gguf import GgufFile
 from ...formats.record import replace
 from ..batch import Batch
 from ..executor.threaded import ThreadedExecutor
-from ..fuse import fuse, lower
+from ..fuse import prepare
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
@@ -87,7 +87,7 @@ class HeadModel:
             step = head.step
             if draft_ids is None and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
                 step = cut_head(step, min(n_head_token, hp.n_vocab))
-            head = replace(head, fuse=fuse(lower(head.fuse)), step=fuse(lower(step)))
+            head = replace(head, fuse=prepare(head.fuse), step=prepare(step))
             kv_bytes = n_ctx * KvPages.slot_bytes(1, hp.n_head_kv, hp.n_embd_head)
             kernels, n_byte = weights.load_for(
                 [head.fuse, head.step], target.team, kv_bytes=kv_bytes, on_progress=on_progress

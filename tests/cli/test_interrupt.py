@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from .damaged_models import writer
+from .damaged_models import sound_tensors, writer
 
 ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 0.3
@@ -36,9 +36,11 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX sig
 
 @pytest.fixture(scope="module")
 def endless(tmp_path_factory):
-    """A model that has room for a million tokens."""
+    """A model that has room for a million tokens, of two layers: of the last one a prompt needs next to nothing."""
     path = tmp_path_factory.mktemp("endless") / "m.gguf"
-    writer({"llama.context_length": 1 << 20})(path)
+    tensors = sound_tensors()
+    second = {name.replace("blk.0.", "blk.1."): values for name, values in tensors.items() if "blk.0." in name}
+    writer({"llama.context_length": 1 << 20, "llama.block_count": 2}, second)(path)
     return path
 
 
