@@ -27,7 +27,7 @@ import numpy as np
 from ..simd.compiler import Kernel
 from ..simd.isa import Target
 from ..simd.scalar import atomic_add, atomic_store, larger, load_i64, smaller, store_i64
-from ..simd.vector import add, device, div, int64, load_f32x16, mul, splat, store_f32x16, void
+from ..simd.vector import add, broadcast_f32, device, div, int64, load_f32x16, mul, splat, store_f32x16, void
 from .attention_tile import (
     QUERIES, RANGES, SEGMENT, STATE_SUM, STATE_VALUES, TOTAL, clear_state, merge_state,
     segment_operations, tile_scratch,
@@ -65,10 +65,11 @@ def _finish(record, batch, first, n, head_kv, n_column, total):
     n_group = load_i64(record + 16) // load_i64(record + 24)
     records, n_tok = load_i64(record + 120), load_i64(batch + load_i64(record + 8))
     n_block = load_i64(record + 16) * n_embd_head // 32
+    store_f32x16(total + STATE_SUM, div(splat(_ONE), load_f32x16(total + STATE_SUM)))
     for c in range(n):
         tok, head = (first + c) // n_group, head_kv * n_group + (first + c) % n_group
         y = load_i64(record + 56) + tok * load_i64(record + 64) + 4 * n_embd_head * head
-        inverse = div(splat(_ONE), load_f32x16(total + STATE_SUM + 64 * c))
+        inverse = broadcast_f32(total + STATE_SUM + 4 * c)
         for i in range(0, n_embd_head, 16):
             value = load_f32x16(total + STATE_VALUES + 64 * (i // 16 * n_column + c))
             # Adding zero makes -0 into 0: a page that a column does not see may leave either.

@@ -4,8 +4,9 @@ Each column is worked out by itself, page by page in ascending order: scores, ru
 (online softmax), in segments of ``SEGMENT_PAGES`` pages that are merged in order. A page that a column does not see
 leaves its numbers as they are.
 
-What a segment has come to is its *state*: maxima [column][16] (equal lanes), sums [column][16], weighted values
-[n_embd_head / 16][column][16], all f32. The state of all segments together looks the same.
+What a segment has come to is its *state*: maxima [16 columns], sums [16 columns], weighted values
+[n_embd_head / 16][column][16], all f32. The state of all segments together looks the same. Where there are fewer
+columns than 16, the others of maxima and sums hold numbers that nobody looks at.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from ..simd.columns import Load, block_operations, halves, signed_bytes, vectors_for
+from ..simd.columns import Load, block_operations, halves, reductions, signed_bytes, vectors_for
 from ..simd.isa import Target
 from ..simd.scalar import larger, load_f32, load_i64, smaller, stack_bytes
 from ..simd.tile import RECORD_BYTES, tile_operations
 from ..simd.vector import (
-    add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, max_lanes, maximum, mul, prefetch,
-    splat, store_f32x16, store_strided, sub, sum_lanes, void, where_between,
+    add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, maximum, mul, prefetch, splat,
+    store_f32x16, store_strided, sub, void, where_between,
 )  # fmt: skip
 from ..simd.weight_bytes import SIGNED_BYTE
 from .kv_store import COPIES, quantize_rotated
@@ -30,7 +31,7 @@ from .layout import (
     state_bytes,
 )  # fmt: skip
 from .quantize import quantize_block
-from .vector_math import exp, tanh
+from .vector_math import exp_below, tanh
 
 
 # The maximum before anything is seen: finite, so that a page without visible slots gives exp(0) and exp(-inf).
@@ -38,17 +39,19 @@ NOTHING_SEEN = np.float32(np.finfo(np.float32).min)
 _ZERO, _MINUS_INFINITY = np.float32(0), np.float32(-np.inf)
 _TILES = PAGE_SLOTS // 16
 
-STATE_SUM, STATE_VALUES = 64 * MAX_COLUMN, 128 * MAX_COLUMN
+STATE_SUM, STATE_VALUES = 4 * MAX_COLUMN, 8 * MAX_COLUMN
 
 # Scratch of one tile, bytes: queries (f32 [n_embd_head][column], or activation records [n_embd_head / 32][column]),
-# scores [tile][column][16], the same times the scales of values, visible start and stop [column] (int64), factors for
-# what came before [column][16], a segment's state, that of all, and a page put together from scattered slots.
+# scores [tile][column][16], the same times the scales of values, visible start and stop [column] (int64), lanes to be
+# reduced [column][16], factors for what came before [16 columns], a segment's state, that of all, and a page put
+# together from scattered slots.
 QUERIES = 0
 _SCORES = QUERIES + 4 * MAX_EMBD_HEAD * MAX_COLUMN
 _SCALED = _SCORES + 4 * PAGE_SLOTS * MAX_COLUMN
 RANGES = _SCALED + 4 * PAGE_SLOTS * MAX_COLUMN
-_FACTORS = RANGES + 16 * MAX_COLUMN
-SEGMENT = _FACTORS + 64 * MAX_COLUMN
+_LANES = RANGES + 16 * MAX_COLUMN
+_FACTORS = _LANES + 64 * MAX_COLUMN
+SEGMENT = _FACTORS + 4 * MAX_COLUMN
 TOTAL = SEGMENT + state_bytes(MAX_EMBD_HEAD)
 _KEYS = TOTAL + state_bytes(MAX_EMBD_HEAD)
 _PAGE_BYTES = max(KV_HEAD_BYTES.values()) * MAX_EMBD_HEAD
@@ -58,64 +61,78 @@ tile_scratch = stack_bytes(_KEYS + 2 * _PAGE_BYTES)
 @device(void(int64, int64, int64), is_inlined=False)
 def clear_state(state, n_embd_head, n_column):
     """Make a state that has seen nothing."""
-    for c in range(n_column):
-        store_f32x16(state + 64 * c, splat(NOTHING_SEEN))
-        store_f32x16(state + STATE_SUM + 64 * c, splat(_ZERO))
+    store_f32x16(state, splat(NOTHING_SEEN))
+    store_f32x16(state + STATE_SUM, splat(_ZERO))
     for i in range(0, 4 * n_embd_head * n_column, 64):
         store_f32x16(state + STATE_VALUES + i, splat(_ZERO))
 
 
 @device(void(int64, int64, int64, int64), is_inlined=False)
 def merge_state(total, state, n_embd_head, n_column):
-    """Add a finished segment to the total."""
+    """Add a finished segment to the total. Its maxima and sums are lost."""
+    before, segment = load_f32x16(total), load_f32x16(state)
+    now = maximum(segment, before)
+    old, new = exp_below(sub(before, now)), exp_below(sub(segment, now))
+    store_f32x16(total, now)
+    sums = fma(load_f32x16(total + STATE_SUM), old, mul(load_f32x16(state + STATE_SUM), new))
+    store_f32x16(total + STATE_SUM, sums)
+    store_f32x16(state, old)
+    store_f32x16(state + STATE_SUM, new)
     for c in range(n_column):
-        before, segment = load_f32x16(total + 64 * c), load_f32x16(state + 64 * c)
-        now = maximum(segment, before)
-        old, new = exp(sub(before, now)), exp(sub(segment, now))
-        store_f32x16(total + 64 * c, now)
-        sums = total + STATE_SUM + 64 * c
-        store_f32x16(sums, fma(load_f32x16(sums), old, mul(load_f32x16(state + STATE_SUM + 64 * c), new)))
+        old, new = broadcast_f32(state + 4 * c), broadcast_f32(state + STATE_SUM + 4 * c)
         for i in range(0, n_embd_head, 16):
             offset = STATE_VALUES + 64 * (i // 16 * n_column + c)
             values = mul(load_f32x16(state + offset), new)
             store_f32x16(total + offset, fma(load_f32x16(total + offset), old, values))
 
 
-@device(void(int64, int64, int64, int64, int64), is_inlined=False)
-def _softmax_page(scratch, state, record, page_start, n_column):
-    """Turn a page's raw scores into weights; update maximum, sum and the factor for what came before."""
-    score_step = 64 * n_column
-    scale, cap = broadcast_f32(record + 96), broadcast_f32(record + 104)
-    has_cap = load_f32(record + 104) != _ZERO
-    for c in range(n_column):
-        scores = scratch + _SCORES + 64 * c
-        start, stop = load_i64(scratch + RANGES + 16 * c), load_i64(scratch + RANGES + 16 * c + 8)
-        largest = splat(_MINUS_INFINITY)
-        if start <= page_start and page_start + PAGE_SLOTS <= stop and not has_cap:
+def _softmax_page(n_column: int) -> Any:
+    """Return what turns a page's raw scores into weights, and updates maxima, sums and factors for what came before.
+
+    Step by step for all columns: one column's steps wait for each other.
+    """
+    lanes, score_step = reductions(n_column), 64 * n_column
+    sums, maxima = lanes.sums, lanes.maxima
+
+    @device(void(int64, int64, int64, int64), is_inlined=False)
+    def softmax_page(scratch, state, record, page_start):
+        scale, cap = broadcast_f32(record + 96), broadcast_f32(record + 104)
+        has_cap = load_f32(record + 104) != _ZERO
+        for c in range(n_column):
+            scores = scratch + _SCORES + 64 * c
+            start, stop = load_i64(scratch + RANGES + 16 * c), load_i64(scratch + RANGES + 16 * c + 8)
+            largest = splat(_MINUS_INFINITY)
+            if start <= page_start and page_start + PAGE_SLOTS <= stop and not has_cap:
+                for tile in range(_TILES):
+                    score = mul(load_f32x16(scores + score_step * tile), scale)
+                    store_f32x16(scores + score_step * tile, score)
+                    largest = maximum(score, largest)
+            else:
+                for tile in range(_TILES):
+                    score = mul(load_f32x16(scores + score_step * tile), scale)
+                    if has_cap:
+                        score = mul(cap, tanh(div(score, cap)))
+                    score = where_between(page_start + 16 * tile, start, stop, score, splat(_MINUS_INFINITY))
+                    store_f32x16(scores + score_step * tile, score)
+                    largest = maximum(score, largest)
+            store_f32x16(scratch + _LANES + 64 * c, largest)
+        before = load_f32x16(state)
+        now = maximum(maxima(scratch + _LANES), before)
+        factors = exp_below(sub(before, now))
+        store_f32x16(state, now)
+        store_f32x16(scratch + _FACTORS, factors)
+        for c in range(n_column):
+            scores, largest = scratch + _SCORES + 64 * c, broadcast_f32(state + 4 * c)
+            total = splat(_ZERO)
             for tile in range(_TILES):
-                score = mul(load_f32x16(scores + score_step * tile), scale)
-                store_f32x16(scores + score_step * tile, score)
-                largest = maximum(score, largest)
-        else:
-            for tile in range(_TILES):
-                score = mul(load_f32x16(scores + score_step * tile), scale)
-                if has_cap:
-                    score = mul(cap, tanh(div(score, cap)))
-                score = where_between(page_start + 16 * tile, start, stop, score, splat(_MINUS_INFINITY))
-                store_f32x16(scores + score_step * tile, score)
-                largest = maximum(score, largest)
-        before = load_f32x16(state + 64 * c)
-        now = maximum(splat(max_lanes(largest)), before)
-        factor = exp(sub(before, now))
-        total = splat(_ZERO)
-        for tile in range(_TILES):
-            weight = exp(sub(load_f32x16(scores + score_step * tile), now))
-            store_f32x16(scores + score_step * tile, weight)
-            total = add(total, weight)
-        sums = state + STATE_SUM + 64 * c
-        store_f32x16(sums, fma(load_f32x16(sums), factor, splat(sum_lanes(total))))
-        store_f32x16(state + 64 * c, now)
-        store_f32x16(scratch + _FACTORS + 64 * c, factor)
+                weight = exp_below(sub(load_f32x16(scores + score_step * tile), largest))
+                store_f32x16(scores + score_step * tile, weight)
+                total = add(total, weight)
+            store_f32x16(scratch + _LANES + 64 * c, total)
+        sum_ = fma(load_f32x16(state + STATE_SUM), factors, sums(scratch + _LANES))
+        store_f32x16(state + STATE_SUM, sum_)
+
+    return softmax_page
 
 
 _SCORE, _WEIGH_PAGE = void(*[int64] * 6), void(*[int64] * 7)
@@ -272,6 +289,7 @@ def segment_operations(kv_type: str, n_column: int, target: Target) -> SimpleNam
     n_vector, score_step = vectors_for(n_column, target), 64 * n_column
     put_query, scores, weigh_page = _PARTS[kv_type]
     score, weigh = scores(n_column, n_vector), weigh_page(n_column, n_vector)
+    softmax_page = _softmax_page(n_column)
     copy_slot, head_bytes = COPIES[kv_type], KV_HEAD_BYTES[kv_type]
 
     @device(void(*[int64] * 7))
@@ -303,7 +321,7 @@ def segment_operations(kv_type: str, n_column: int, target: Target) -> SimpleNam
                 gather(row, first_keys, first_values, page_bytes, page_start, n_embd_head, keys)
             for tile in range(first // 16 // n_vector * n_vector, (last + 15) // 16, n_vector):
                 score(keys, tile, n_embd_head, scratch + QUERIES, scratch + _SCORES + score_step * tile, values)
-            _softmax_page(scratch, state, record, page_start, n_column)
+            softmax_page(scratch, state, record, page_start)
             next_page = page_bytes * load_i64(load_i64(row + ROW_PAGES) + 8 * smaller(page + 1, last_page))
             weigh(values, n_embd_head, first, last, scratch, state, first_keys + next_page)
 

@@ -64,7 +64,7 @@ MAX_SHARED = 64  # tiles of attention whose segments are dealt out at the same t
 
 def state_bytes(n_embd_head: int) -> int:
     """Return the bytes of a state of attention (``attention_tile.py``)."""
-    return (2 * 64 + 4 * n_embd_head) * MAX_COLUMN
+    return 2 * 4 * MAX_COLUMN + 4 * n_embd_head * MAX_COLUMN
 
 
 def padded(n: int, multiple: int = ROW_LANES) -> int:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..simd.vector import (
-    add, add_i32, as_f32, device, div, f32x16, fma, maximum, minimum, mul, round_even, round_to_i32, shift_left, splat,
-    splat_i32, sub, where_less,
+    add, add_i32, as_f32, device, div, f32x16, fma, maximum, minimum, mul, round_even, shift_left, splat, splat_i32,
+    sub, to_i32, where_less,
 )  # fmt: skip
 
 EXP_MIN, EXP_MAX = np.float32(-87.33654), np.float32(88.02)  # below: 0; above: clamped
@@ -24,10 +24,8 @@ GELU_SCALE, GELU_CUBE = np.float32(0.7978845608028654), np.float32(0.044715)  # 
 _ONE, _TWO, _ZERO = np.float32(1), np.float32(2), np.float32(0)
 
 
-@device(f32x16(f32x16))
-def exp(x):
-    """Return e**x, at most 2 ulp off; 0 below EXP_MIN, e**EXP_MAX above EXP_MAX."""
-    clamped = minimum(maximum(x, splat(EXP_MIN)), splat(EXP_MAX))
+@device(f32x16(f32x16, f32x16))
+def _exp(x, clamped):
     n = round_even(mul(clamped, splat(LOG2_E)))
     r = fma(n, splat(-LN2_HIGH), clamped)
     r = fma(n, splat(-LN2_LOW), r)
@@ -37,8 +35,20 @@ def exp(x):
     p = fma(p, r, splat(_C4))
     p = fma(p, r, splat(_C5))
     p = add(fma(p, mul(r, r), r), splat(_ONE))
-    power = as_f32(shift_left(add_i32(round_to_i32(n), splat_i32(127)), 23))
+    power = as_f32(shift_left(add_i32(to_i32(n), splat_i32(127)), 23))
     return where_less(x, splat(EXP_MIN), splat(_ZERO), mul(p, power))
+
+
+@device(f32x16(f32x16))
+def exp(x):
+    """Return e**x, at most 2 ulp off; 0 below EXP_MIN, e**EXP_MAX above EXP_MAX."""
+    return _exp(x, minimum(maximum(x, splat(EXP_MIN)), splat(EXP_MAX)))
+
+
+@device(f32x16(f32x16))
+def exp_below(x):
+    """Return the same of numbers that are not above EXP_MAX."""
+    return _exp(x, maximum(x, splat(EXP_MIN)))
 
 
 @device(f32x16(f32x16))

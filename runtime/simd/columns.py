@@ -3,7 +3,7 @@
 A *block* has ``n_vector`` vectors of 16 lanes from memory (16 slots of a key column, 16 components of a value) and
 ``n_column`` numbers (queries, weights of the softmax) that each of them is multiplied by; its accumulators,
 f32 [vector][column][16], stay in registers. Narrow tiles take several vectors, so that enough chains of multiply-adds
-are under way.
+are under way. ``reductions`` turns a vector for each column into one number for each.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 from llvmlite import ir
 
 from .isa import Target
-from .lower import ELEMENTS, F32X16, I8, Lowering
+from .lower import ELEMENTS, F32X16, I8, I32, Lowering, constant
 from .tile import tile_operations
-from .vector import Vec, int64, operation
+from .vector import Vec, f32x16, int64, operation
 
 Load = Callable[[Lowering, Any], Any]
 MAX_VECTOR = 4
@@ -68,11 +68,57 @@ def block_operations(n_column: int, n_vector: int, load_vector: Load) -> SimpleN
 
     @operation(acc_t(acc_t, int64))
     def scale_by(low, acc, factors):
-        """Multiply each column's vectors by its own vector at ``factors``."""
+        """Multiply each column's vectors by its own number at ``factors``."""
         for c in range(n_column):
-            factor = low.load(low.at(factors, 64 * c), F32X16, 64)
+            factor = low.broadcast(low.at(factors, 4 * c), F32X16)
             for i in range(c, n_acc, n_column):
                 acc = put(low, acc, low.b.fmul(get(low, acc, i), factor), i)
         return acc
 
     return SimpleNamespace(zeros=tile.zeros, store=tile.store, load=tile.load, scale_by=scale_by, add_outer=add_outer)
+
+
+# Where the columns are taken from, so that ``reduce`` can put halves together with the cheapest shuffles: the first two
+# times whole registers' halves and quarters, then neighbours within a quarter.
+_ORDER = [4 * j + i for i in range(4) for j in range(4)]
+
+
+def reductions(n_column: int) -> SimpleNamespace:
+    """Return ``sums(address)`` and ``maxima(address)``: lane c is that of vector c of the ``n_column`` there.
+
+    Halves are added until one lane is left, as ``sum_lanes`` does. Lanes behind the columns hold some of theirs.
+    """
+
+    def reduce(low: Lowering, address: Any, join: Callable[[Any, Any], Any]) -> Any:
+        vectors = [low.load(low.at(address, 64 * (c % n_column)), F32X16, 64) for c in _ORDER]
+        for step in (8, 4, 2, 1):
+            vectors = [join(*_halves(low, a, b, step)) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+        return vectors[0]
+
+    @operation(f32x16(int64))
+    def sums(low, address):
+        """Return the sums of the columns' lanes."""
+        return reduce(low, address, low.b.fadd)
+
+    @operation(f32x16(int64))
+    def maxima(low, address):
+        """Return the columns' largest lanes (no NaN)."""
+        return reduce(low, address, lambda x, y: low.b.select(low.b.fcmp_ordered(">", x, y), x, y))
+
+    return SimpleNamespace(sums=sums, maxima=maxima)
+
+
+def _halves(low: Lowering, a: Any, b: Any, step: int) -> list[Any]:
+    """Return first and second halves of all columns of two vectors, in which a column has ``2 * step`` lanes."""
+    if step >= 4:  # the columns of ``b`` behind those of ``a``
+        first = [v + lane for v in (0, 16) for start in range(0, 16, 2 * step) for lane in range(start, start + step)]
+    else:  # in each quarter the columns of ``a``, then those of ``b``
+        first = [
+            v + lane
+            for quarter in range(0, 16, 4)
+            for v in (0, 16)
+            for start in range(quarter, quarter + 4, 2 * step)
+            for lane in range(start, start + step)
+        ]
+    orders = (constant(ir.VectorType(I32, 16), [lane + shift for lane in first]) for shift in (0, step))
+    return [low.b.shuffle_vector(a, b, order) for order in orders]

@@ -246,6 +246,12 @@ def round_to_i32(low, x):
     return low.b.fptosi(low.call("llvm.roundeven.v16f32", F32X16, x), I32X16)
 
 
+@operation(i32x16(f32x16))
+def to_i32(low, x):
+    """Convert whole numbers; |x| must be below 2**31."""
+    return low.b.fptosi(x, I32X16)
+
+
 @operation(f32x16(f32x16))
 def round_even(low, x):
     """Round to the nearest even integer, as f32."""

@@ -48,6 +48,7 @@ def kernel():
         v.store_f32x16(out + 1088, math.tanh(x))
         v.store_f32x16(out + 1152, v.broadcast_f32(y_at + 4))
         v.store_f32x16(out + 1216, v.where_between(-3, 0, 9, x, y))
+        v.store_f32x16(out + 1280, math.exp_below(v.sub(v.splat(np.float32(0)), v.absolute(x))))
 
     return Kernel("operations", v.void(*[v.int64] * 5), operations)
 
@@ -63,8 +64,8 @@ def operations_on(target_name):
 
 
 def run(target_name, x, y, z):
-    """Return the 20 rows of results of one call, f32 [20, 16]."""
-    out = np.zeros((20, 16), np.float32)
+    """Return the 21 rows of results of one call, f32 [21, 16]."""
+    out = np.zeros((21, 16), np.float32)
     operations_on(target_name)[1](x.ctypes.data, y.ctypes.data, z.ctypes.data, out.ctypes.data, 0)
     return out
 
@@ -76,7 +77,7 @@ def expected(x, y, z):
             x + y, x - y, x * y, x / y, twin.fma(x, y, z), np.where(x > y, x, y), np.where(x < y, x, y), np.abs(x),
             np.where(x < y, z, x), np.rint(x), full(twin.add_lanes(x)), full(np.abs(x).max()), full(x[0]),
             full(np.sqrt(np.abs(x[0]))), twin.exp(x), twin.silu(x), twin.gelu(x), twin.tanh(x), full(y[1]),
-            np.where((lane >= 0) & (lane < 9), x, y),
+            np.where((lane >= 0) & (lane < 9), x, y), twin.exp(-np.abs(x)),
         ]  # fmt: skip
     return np.stack(rows)
 
