@@ -1,4 +1,4 @@
-"""The first look at a machine: what passes of a few widths take, in a fraction of a second."""
+"""The first look at a machine: what passes of a few widths and the draft's steps take, in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -17,13 +17,31 @@ if TYPE_CHECKING:
 
 WIDTHS = (1, 1, 2, 1, 4, 1, 8, 16, 1)  # a plain step before and after each, that load cannot pretend anything
 BUDGET_S = 0.5
+N_STEP = 3  # of the draft: one that was disturbed does not count among so many
 
 
-def calibrate(engine: Engine, costs: StepCosts) -> None:
-    """Measure passes, narrow ones first, as long as the budget lasts; the others are measured when they are used.
+def calibrate(engine: Engine, costs: StepCosts) -> list[float]:
+    """Measure passes unless they are known from another run; return what some steps of the engine's draft took.
 
-    Where no page of the KV cache is free nothing is measured.
+    Where no page of a KV cache is free nothing is measured.
     """
+    if not costs.is_known:
+        _measure_passes(engine, costs)
+    if engine.draft is None:
+        return []
+    seconds = []
+    try:
+        for _ in range(1 + N_STEP):
+            started = time.perf_counter()
+            engine.draft.step()
+            seconds.append(time.perf_counter() - started)
+    except LlmrunError:
+        return []
+    return seconds[1:]  # without the one that touches first
+
+
+def _measure_passes(engine: Engine, costs: StepCosts) -> None:
+    """Measure passes, narrow ones first, as long as the budget lasts; the others are measured when they are used."""
     sequence = KvSequence(engine.pages, engine.n_ctx)
     started = time.perf_counter()
     most = min(max(WIDTHS), engine.executor.n_tok, engine.executor.n_out, engine.n_ctx)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from math import prod
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,10 +37,10 @@ _T = TypeVar("_T")
 
 RATE_FADE = 0.9
 LEAST_GAIN = 0.02  # tokens
-ALLOWANCE, ALLOWANCE_TOKENS = 0.016, 200  # plain steps for each of the tokens, of at least so many
+ALLOWANCE, ALLOWANCE_TOKENS = 0.018, 200  # plain steps for each of the tokens, of at least so many
 PROBE_TOKENS = 2
 READING = 0.5  # share of what may be lost that a source may take to read a text
-RESERVE = 0.15  # share of it that is left to copies: a draft model that is wrong at first must not end everything
+RESERVE = 0.05  # share of it that is left to copies: a draft model that is wrong at first must not end everything
 RISK = 0.35  # share of it that one draft may lose: some wrong ones in a row must not end everything
 # Seconds that a pass takes longer after planning, whose Python has displaced the pass' own data from the caches
 # (bench/LOG.md): 2 % of a step of a 135M model, nothing for large ones.
@@ -73,8 +73,8 @@ class Controller:
         sources: what can draft.
         costs: of passes; shared by the sessions of an engine.
         file: where they are kept.
-        calibrate: measures some of them; called once, before the first draft of a source that costs time, if
-            nothing is known. Copies are worth no such look: widths become known as they are tried.
+        calibrate: measures some of them, and returns what steps of the source that costs time took, in seconds;
+            called once, before its first draft. Copies are worth no such look: widths become known as they are tried.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Controller:
         sources: Sequence[DraftSource],
         costs: StepCosts,
         file: SpeedFile,
-        calibrate: Callable[[], None] | None = None,
+        calibrate: Callable[[], Sequence[float]] | None = None,
     ) -> None:
         self._drafters = [Drafter(source, costs) for source in sources]
         self._costs, self._file, self._calibrate = costs, file, calibrate
@@ -130,13 +130,9 @@ class Controller:
         return [d for d in self._drafters if mode == "auto" or d.source.name == mode]
 
     @property
-    def _has_dear_source(self) -> bool:
-        return any(not drafter.source.is_free for drafter in self._active())
-
-    @property
     def _is_quick(self) -> bool:
         """Whether the target is too quick for copies to be looked for where nobody asked for them."""
-        is_asked = self._settings.mode != "auto" or self._has_dear_source
+        is_asked = self._settings.mode != "auto" or not all(drafter.source.is_free for drafter in self._active())
         return not is_asked and self._costs.is_known and self._costs.plain_s < QUICK_STEP_S
 
     # ---- what the loop calls -------------------------------------------------------------------------------
@@ -144,8 +140,11 @@ class Controller:
     def plan(self, context: Sequence[int], limit: int) -> list[int]:
         """Return the draft that is worth most, perhaps none."""
         started, self._draft_s = time.perf_counter(), 0.0
-        if self._calibrate is not None and limit > 0 and not self._costs.is_known and self._has_dear_source:
-            self._calibrate()
+        unknown = [drafter for drafter in self._active() if not (drafter.source.is_free or drafter.is_timed)]
+        if self._calibrate is not None and limit > 0 and unknown:
+            taken = self._calibrate()
+            for drafter, seconds in product(unknown, taken if self._costs.is_known else ()):
+                drafter.expect(seconds)
             self._stats.spent_s += time.perf_counter() - started
             self._calibrate, started = None, time.perf_counter()
         self._learn(context)

@@ -86,6 +86,11 @@ class Drafter:
                 break
         return is_right
 
+    def expect(self, seconds: float) -> None:
+        """Take note of a step that was made to see what it takes."""
+        for key in (self._first, self._next):
+            self._costs.learn_other(key, seconds)
+
     def timed(self, place: int, seconds: float, *, is_usual: bool) -> float:
         """Take note of the time of one guess; return what it cost in plain steps.
 

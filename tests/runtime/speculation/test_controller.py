@@ -290,6 +290,28 @@ def test_an_answer_bears_some_wrong_drafts_in_a_row(monkeypatch):
     assert plain_s / seconds > 1.3
 
 
+@pytest.mark.parametrize("is_looked_at", [True, False])
+def test_one_slow_guess_is_not_the_price_of_all(monkeypatch, is_looked_at):
+    """A first guess takes 12 plain steps, once: a look at the source beforehand has shown that this is not usual."""
+    machine = Machine(monkeypatch, WIDE, known={2: WIDE(2), 4: WIDE(4), 8: WIDE(8)})
+    source = machine.source("draft", always(0.9), is_free=False, guess_s=0.012)
+    guess, drafts = source.guess, []
+
+    def guess_slowly_once(context):
+        drafts.append(context)
+        if len(drafts) == 2:
+            machine.spend(0.6)
+        yield from guess(context)
+
+    source.guess = guess_slowly_once
+    costs = StepCosts({n: WIDE(n) / WIDE(1) for n in (2, 4, 8)}, WIDE(1))
+    calibrate = (lambda: [0.012, 0.02, 0.012]) if is_looked_at else list
+    for _ in range(3):  # sessions of one engine
+        controller = Controller([source], costs, SpeedFile(None), calibrate)
+        passes, _ = machine.answer(controller, 200)
+    assert (len(passes) < 100) == is_looked_at
+
+
 def test_what_follows_a_wrong_guess_is_guessed_again_in_one_pass(monkeypatch):
     """The source says the same after the right token as after its own: it is asked for all of it at once."""
     machine = Machine(monkeypatch, lambda n: 0.03, known={2: 0.03, 4: 0.03, 8: 0.03, 16: 0.03})
