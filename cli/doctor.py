@@ -23,7 +23,14 @@ def doctor(
         str | None, Argument(metavar="[MODEL]", help="Also explain how fast this model is.", show_default=False)
     ] = None,
     threads: Annotated[
-        int, Option("--threads", "-t", min=0, metavar="N", help="Compute threads; 0: one per usable performance core.")
+        int,
+        Option(
+            "--threads",
+            "-t",
+            min=0,
+            metavar="N",
+            help="Compute threads, at most one per processor; 0: one per usable performance core.",
+        ),
     ] = 0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -27,7 +27,14 @@ TextFile = Annotated[
 CtxSize = Annotated[int, Option("--ctx-size", "-c", "--ctx", min=4, metavar="N", help="Tokens of a chunk.")]
 Chunks = Annotated[int, Option("--chunks", min=-1, metavar="N", help="Only the first N chunks; -1: all.")]
 Threads = Annotated[
-    int, Option("--threads", "-t", min=0, metavar="N", help="Compute threads; 0: one per usable performance core.")
+    int,
+    Option(
+        "--threads",
+        "-t",
+        min=0,
+        metavar="N",
+        help="Compute threads, at most one per processor; 0: one per usable performance core.",
+    ),
 ]
 Activations = Annotated[
     str,

@@ -40,7 +40,14 @@ def imatrix(
     chunks: Annotated[int, Option("--chunks", min=-1, metavar="N", help="Only the first N chunks; -1: all.")] = -1,
     process_output: Annotated[bool, Option("--process-output", help="Measure the output matrix too.")] = False,
     threads: Annotated[
-        int, Option("--threads", "-t", min=0, metavar="N", help="Compute threads; 0: one per usable performance core.")
+        int,
+        Option(
+            "--threads",
+            "-t",
+            min=0,
+            metavar="N",
+            help="Compute threads, at most one per processor; 0: one per usable performance core.",
+        ),
     ] = 0,
     force: Annotated[bool, Option("--force", help="Replace the file if there is one.")] = False,
 ) -> None:

@@ -42,7 +42,13 @@ class LoadOptions(Record, kw_only=True):
     ] = 0
     threads: Annotated[
         int,
-        Option("--threads", "-t", min=0, metavar="N", help="Compute threads; 0: one per usable performance core."),
+        Option(
+            "--threads",
+            "-t",
+            min=0,
+            metavar="N",
+            help="Compute threads, at most one per processor; 0: one per usable performance core.",
+        ),
     ] = 0
     ubatch_size: Annotated[
         int, Option("--ubatch-size", "-ub", min=1, metavar="N", help="Prompt tokens computed together.")

@@ -35,7 +35,7 @@ from .session import GeneratedToken, GenerationParams, GenerationStats, Session
 from .simd.isa import choose_target
 from .speculation.costs import StepCosts
 from .speculation.speed_file import SpeedFile
-from .threads import default_threads
+from .threads import team_size
 from .weights import GgufWeights
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Engine:
         Args:
             path: the file, or the first of a split model.
             n_ctx: context in tokens; None takes the model's own, lowered to what memory allows.
-            n_threads: None takes what ``default_threads`` says.
+            n_threads: at most one for each processor is used; None takes what ``default_threads`` says.
             n_ubatch: most tokens of one pass.
             use_mmap: map the file, or read it.
             tokenizer_pre: overrides the file's pre-tokenizer name.
@@ -138,7 +138,7 @@ class Engine:
         file = GgufFile.open(path, use_mmap=use_mmap)
         team: Team | None = None
         try:
-            threads = n_threads or default_threads()[0]
+            threads = team_size(n_threads)
             weights = GgufWeights(file, threads)
             model, program = load_program(file, weights, n_ctx, is_fused=is_fused)
             hp = model.hparams

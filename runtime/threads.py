@@ -18,6 +18,15 @@ def n_processor() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def team_size(n_thread: int | None) -> int:
+    """Return how many threads compute where so many are asked for (None: what ``default_threads`` says).
+
+    Never more than processors: whoever has none keeps all others waiting at every barrier (bench/LOG.md). No bit of a
+    result depends on it.
+    """
+    return min(default_threads()[0] if n_thread is None else n_thread, n_processor())
+
+
 def default_threads() -> tuple[int, str]:
     """Return the number of threads for this machine, and why it is that.
 

@@ -85,7 +85,7 @@ class TestOptions(Record, kw_only=True):
             "--threads",
             "-t",
             metavar="N",
-            help="Compute threads.  [default: one per usable performance core]",
+            help="Compute threads, at most one per processor.  [default: one per usable performance core]",
             show_default=False,
         ),
     ] = None

@@ -37,7 +37,7 @@ from ..memory import OVERHEAD_BYTES, available_bytes, gigabytes
 from ..models import build_model
 from ..program import Op, Program
 from ..simd.isa import choose_target
-from ..threads import default_threads
+from ..threads import team_size
 from .hidden import HiddenStates
 from .source import ModelSource
 from .split import CAPTURED, Segment, rows_of_output, split
@@ -61,7 +61,7 @@ class LayerwiseRunner:
         source: the model; must stay open.
         n_ctx: largest length of a chunk.
         is_float: activations stay f32 and matrices are dequantised; False: int8 activations, as the engine runs it.
-        n_threads: None takes what ``default_threads`` says.
+        n_threads: at most one for each processor is used; None takes what ``default_threads`` says.
         folder: for the temporary file; None: the system's.
         on_progress: called as (what, done, total).
 
@@ -81,7 +81,7 @@ class LayerwiseRunner:
     ) -> None:
         if n_ctx < 1:
             raise ConfigError(f"context of {n_ctx} tokens, expected at least 1")
-        self.n_thread = n_thread = n_threads or default_threads()[0]
+        self.n_thread = n_thread = team_size(n_threads)
         self.source, self.n_ctx, self.is_float, self._folder = source, n_ctx, is_float, folder
         self._on_progress = on_progress
         self.weights = LayerWeights(source, is_float=is_float, n_thread=n_thread)

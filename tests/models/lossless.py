@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 from llmrun.formats.record import replace
+from llmrun.runtime import engine as engine_module
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
@@ -188,6 +189,7 @@ def main():
     parser.add_argument("--targets", default=",".join(TARGETS))
     parser.add_argument("--drafts", help="only these, by name, separated by commas")
     options = parser.parse_args()
+    engine_module.team_size = lambda n_thread: n_thread  # three, whether there are as many processors or not
     n_id, number = check(
         options.models, options.tokens, start=options.start, minutes=options.minutes,
         targets=options.targets.split(","), only=options.drafts and options.drafts.split(","),

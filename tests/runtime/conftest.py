@@ -3,9 +3,22 @@
 import pytest
 from gguf import GGMLQuantizationType
 
+from llmrun.runtime import engine
+from llmrun.runtime.layerwise import runner as layerwise_runner
+from llmrun.runtime.threads import default_threads
+
 from ..tiny_models import tiny_model_path
 from .machine import EMBED_TYPES, Machine
 from .runner import Runner
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _as_many_threads_as_asked_for():
+    """Let tests have more threads than there are processors: no bit may depend on their number."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (engine, layerwise_runner):
+            patch.setattr(module, "team_size", lambda n_thread: n_thread or default_threads()[0])
+        yield
 
 
 @pytest.fixture(scope="session")

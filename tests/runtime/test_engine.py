@@ -10,7 +10,7 @@ import pytest
 
 from llmrun.formats.errors import CapacityError, ConfigError, FormatError
 from llmrun.runtime import engine as engine_module
-from llmrun.runtime import memory
+from llmrun.runtime import memory, threads
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.kernels.layout import KV_TYPES
 from llmrun.runtime.kv_cache import KvPages
@@ -254,6 +254,15 @@ def prefill_for_ever(session, prompt):
 
 
 # ---- opening ----------------------------------------------------------------------------------
+
+
+def test_no_more_threads_than_processors(tiny_path, monkeypatch):
+    monkeypatch.setattr(engine_module, "team_size", threads.team_size)  # tests have as many as they ask for elsewhere
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=32, n_threads=threads.n_processor() + 6) as engine:
+        assert engine.n_threads == threads.n_processor()
+    monkeypatch.setenv("LLMRUN_THREADS", "1024")
+    assert threads.team_size(None) == threads.n_processor()
+    assert threads.team_size(1) == 1
 
 
 def test_facts_about_the_model(opened, tiny_path):
