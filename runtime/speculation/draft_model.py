@@ -8,7 +8,9 @@ the vocabulary, which in a byte-pair vocabulary are those merged first, the freq
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -50,7 +52,8 @@ class DraftModel:
         """Use ``open``."""
         self._file, self._kernels = file, kernels  # kept: records point into both
         self.path = file.path
-        self.token_s = 0.0  # reading one token of a text, as its sources measure it
+        self.token_s = 0.0  # reading one token of a text, as its sources measure it; 0: not known
+        self.step_s = math.inf  # a step by itself at best
         self.executor, self.pages, self.vocabulary, self.n_ctx = executor, pages, vocabulary, n_ctx
         self.packed_bytes, self._lock = packed_bytes, lock
 
@@ -119,7 +122,9 @@ class DraftModel:
         sequence = KvSequence(self.pages, self.n_ctx)
         try:
             with self._lock:
+                started = time.perf_counter()
                 self.run(sequence, [0], n_output=1)
+                self.step_s = min(self.step_s, time.perf_counter() - started)
         finally:
             sequence.close()
 

@@ -102,7 +102,8 @@ class Drafter:
         self.stats.draft_s += seconds
         price = seconds / self._costs.plain_s
         if not is_usual:
-            return price
+            usual = self.first + self.source.expected_s / self._costs.plain_s
+            return usual if self.source.expected_s and price > OUTLIER * usual else price
         key = self._next if place else self._first
         self._costs.learn_other(key, seconds)
         return min(price, OUTLIER * (self._costs.other(key) or price))  # a disturbance is not the draft's fault

@@ -48,7 +48,7 @@ class HeadSource:
         self._text: list[int] = []
         self._start = 0  # position of the window's first row
         self._n_read = 0  # slots with rows of the target and tokens of the text
-        self.budget_s = 0.0
+        self.budget_s = self.expected_s = 0.0
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Keep what was read of a text that begins like the prompt; nothing is computed yet."""

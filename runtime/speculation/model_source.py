@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ N_TOK = 64  # rows of a pass that catches up
 N_OUT = 4  # rows whose logits are wanted at most: the last guess, and copies; so many take hardly longer than one
 
 FIRST_WINDOW = 40  # tokens that are read before anything is known of what they cost
+STEP_TOKENS = 5  # tokens of a text that are read in the time of a step, until that is known
 
 
 class ModelSource:
@@ -55,7 +57,7 @@ class ModelSource:
         self._n_context = 0
         self._history: list[int] = []  # the context and what is drafted
         self._unread: int | None = None  # the last guess, where it was not read yet
-        self.budget_s = 0.0
+        self.budget_s = self.expected_s = 0.0
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Translate the prompt; nothing is computed yet."""
@@ -71,6 +73,7 @@ class ModelSource:
         self._ids += self._model.vocabulary.further(context[self._n_context :])
         self._n_context = len(context)
         self._history, self._unread = list(context), None
+        self.expected_s = 0.0
         try:
             self._choose_window()
             self._catch_up()
@@ -159,16 +162,18 @@ class ModelSource:
         window = self._ids[self._start :]
         n_new = len(window) - len(self._cached)
         n_page = min(self._affordable - n_new, self._start - self._origin) // PAGE_SLOTS
+        n_all = n_new + max(0, n_page) * PAGE_SLOTS
+        token_s = self._model.token_s or self._model.step_s / STEP_TOKENS
+        self.expected_s = n_all * token_s if token_s < math.inf else 0.0
         started = time.perf_counter()
         if n_page > 0:
             self._read_earlier(n_page * PAGE_SLOTS)
         while n := len(self._ids) - self._start - len(self._cached):
             chunk = self._ids[len(self._ids) - n :][:N_TOK]
             self._run(chunk, n_output=int(len(chunk) == n))
-        n_new += max(0, n_page) * PAGE_SLOTS
         self._n_sure = len(self._cached)
-        if n_new >= N_TOK // 4:
-            self._model.token_s = (time.perf_counter() - started) / n_new
+        if n_all >= N_TOK // 4:
+            self._model.token_s = (time.perf_counter() - started) / n_all
 
     def _read_earlier(self, n: int) -> None:
         """Read as many tokens before the window, by themselves, and begin the window with them."""

@@ -34,7 +34,7 @@ class NgramSource:
     name = "ngram"
     priors: Sequence[float] = PRIORS
     is_free = True
-    budget_s = 0.0
+    budget_s = expected_s = 0.0
 
     def __init__(self) -> None:
         self._corpus: list[int] = []

@@ -52,12 +52,14 @@ class DraftSource(Protocol):
             guess is not verified.
         budget_s: seconds that reading the text before the first guess may take; set before each guess where
             guessing is not free.
+        expected_s: seconds that reading before the last guess should have taken by all that was known; 0: not known.
     """
 
     name: str
     priors: Sequence[float]
     is_free: bool
     budget_s: float
+    expected_s: float
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Learn the prompt of the next answer."""

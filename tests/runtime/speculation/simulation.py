@@ -28,6 +28,7 @@ class ChancySource:
 
     priors = (0.7,)
     n_guess = 0
+    expected_s = 0.0
     agrees = False  # whether it can tell which copies it would have guessed
 
     def __init__(self, name, chance, machine, *, is_free, guess_s=0.0, start_s=0.0):

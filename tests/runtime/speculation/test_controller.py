@@ -312,6 +312,18 @@ def test_one_slow_guess_is_not_the_price_of_all(monkeypatch, is_looked_at):
     assert (len(passes) < 100) == is_looked_at
 
 
+@pytest.mark.parametrize("expected_s", [0.0, 0.08])
+def test_one_slow_reading_does_not_end_the_drafts(monkeypatch, expected_s):
+    """Reading the prompt takes 12 plain steps, where what is known of the source says less than two."""
+    machine = Machine(monkeypatch, WIDE, known={2: WIDE(2), 4: WIDE(4), 8: WIDE(8)})
+    source = machine.source("draft", always(0.9), is_free=False, guess_s=0.012, start_s=0.6)
+    source.expected_s = expected_s
+    costs = StepCosts({n: WIDE(n) / WIDE(1) for n in (2, 4, 8)}, WIDE(1))
+    controller = Controller([source], costs, SpeedFile(None), lambda: [0.012] * 3)
+    passes, _ = machine.answer(controller, 200)
+    assert (len(passes) < 100) == bool(expected_s)
+
+
 def test_what_follows_a_wrong_guess_is_guessed_again_in_one_pass(monkeypatch):
     """The source says the same after the right token as after its own: it is asked for all of it at once."""
     machine = Machine(monkeypatch, lambda n: 0.03, known={2: 0.03, 4: 0.03, 8: 0.03, 16: 0.03})
