@@ -1,7 +1,7 @@
 """The table of speeds: every row of it, on this machine, into ``bench/results/<cpu>.json``.
 
     python bench/table.py [--models FOLDER] [--only qwen15,smollm2]
-                          [--parts speed,crowded,versus,batch,depth,start,kernels]
+                          [--parts speed,versus,batch,depth,start,kernels]
                           [--peer-python PROGRAM] [--peer-completion PROGRAM] [--threads N]
 
 Wants a quiet machine for about 20 minutes. Models that the folder lacks are skipped, and so is the comparison with
@@ -32,10 +32,9 @@ MODELS = {
     "smollm2": "smollm2-135m-instruct-q4_1.gguf",
     "gemma3": "gemma3-270m-q4_k_m.gguf",
 }
-PARTS = ("speed", "crowded", "versus", "batch", "depth", "start", "kernels")
+PARTS = ("speed", "versus", "batch", "depth", "start", "kernels")
 KEY = ("model", "test", "n_threads", "n_batch", "n_ubatch", "type_k")
 N_START = 11
-CROWD = 4  # times as many threads as there are
 LEFT_OUT = ("samples_ns", "samples_ts", "own_ns", "peer_ns", "model_filename", "peer_system_info")
 
 
@@ -55,11 +54,6 @@ def has_peer(python):
 
 def speed_rows(path, threads):
     return bench(path, "-p", 512, "-n", 128, "-t", threads)
-
-
-def crowded_rows(path, threads):
-    """Return what is left of the speed with more threads than processors; the roofline would mean nothing here."""
-    return bench(path, "-p", 512, "-n", 64, "-r", 3, "-t", CROWD * threads, "--no-roofline")
 
 
 def batch_rows(path, threads):
@@ -112,7 +106,7 @@ def seconds_of(command):
     return time.perf_counter() - start
 
 
-MEASURE = {"speed": speed_rows, "crowded": crowded_rows, "batch": batch_rows, "depth": depth_rows}
+MEASURE = {"speed": speed_rows, "batch": batch_rows, "depth": depth_rows}
 
 
 def kernel_rows():

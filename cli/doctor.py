@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 from .declare import Argument, Option
 from .model_ref import resolve
 from .models_folder import local_models, models_folder
+from .options import Threads
 from .render.text import escaped, size
 
 if TYPE_CHECKING:
@@ -22,16 +23,7 @@ def doctor(
     model: Annotated[
         str | None, Argument(metavar="[MODEL]", help="Also explain how fast this model is.", show_default=False)
     ] = None,
-    threads: Annotated[
-        int,
-        Option(
-            "--threads",
-            "-t",
-            min=0,
-            metavar="N",
-            help="Compute threads, at most one per processor; 0: one per usable performance core.",
-        ),
-    ] = 0,
+    threads: Threads = 0,
     as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the CPU, the instruction set chosen, threads and why, caches, memory, its bandwidth and the int8 peak.
@@ -39,10 +31,10 @@ def doctor(
     With MODEL, also what limits the model here (memory or arithmetic), what is lost to barriers, page faults, heat or
     other virtual machines, and which quantisation would decode faster.
     """
-    from ..runtime.threads import default_threads
+    from ..runtime.threads import team_size
 
     path = None if model is None else resolve(model)
-    n_threads = threads or default_threads()[0]
+    n_threads = team_size(threads or None)
     roofline = _limits(n_threads)
     rows = {**_software(), **_processor(), **_threads(), **_memory(roofline), **_kernels(), **_models()}
     if path is not None:

@@ -8,9 +8,9 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .declare import Argument, Option
-from .eval_kld import DEFAULT_CTX, Activations, AsJson, CtxSize, TextFile, Threads, check_activations, open_model, read
+from .eval_kld import DEFAULT_CTX, Activations, AsJson, CtxSize, TextFile, check_activations, open_model, read
 from .imports import import_engine
-from .options import Model
+from .options import Model, Threads
 from .render.progress import ProgressBar
 from .render.text import escaped
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from .declare import Argument, Option, UsageError
 from .imports import import_engine
-from .options import Model
+from .options import Model, Threads
 from .render.progress import ProgressBar
 from .text_input import read_text
 
@@ -26,16 +26,6 @@ TextFile = Annotated[
 ]
 CtxSize = Annotated[int, Option("--ctx-size", "-c", "--ctx", min=4, metavar="N", help="Tokens of a chunk.")]
 Chunks = Annotated[int, Option("--chunks", min=-1, metavar="N", help="Only the first N chunks; -1: all.")]
-Threads = Annotated[
-    int,
-    Option(
-        "--threads",
-        "-t",
-        min=0,
-        metavar="N",
-        help="Compute threads, at most one per processor; 0: one per usable performance core.",
-    ),
-]
 Activations = Annotated[
     str,
     Option("--activations", metavar="KIND", help="float: what the files say; int8: as the engine runs them."),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from .declare import Option, UsageError
 from .imports import import_engine
-from .options import Model
+from .options import Model, Threads
 from .render.progress import ProgressBar
 from .render.text import count
 from .text_input import read_text
@@ -39,16 +39,7 @@ def imatrix(
     ] = DEFAULT_CTX,
     chunks: Annotated[int, Option("--chunks", min=-1, metavar="N", help="Only the first N chunks; -1: all.")] = -1,
     process_output: Annotated[bool, Option("--process-output", help="Measure the output matrix too.")] = False,
-    threads: Annotated[
-        int,
-        Option(
-            "--threads",
-            "-t",
-            min=0,
-            metavar="N",
-            help="Compute threads, at most one per processor; 0: one per usable performance core.",
-        ),
-    ] = 0,
+    threads: Threads = 0,
     force: Annotated[bool, Option("--force", help="Replace the file if there is one.")] = False,
 ) -> None:
     """Measure the importance of a model's weights on a text, as llama-imatrix does.

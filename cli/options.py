@@ -25,6 +25,17 @@ Model = Annotated[
     ),
 ]
 
+Threads = Annotated[
+    int,
+    Option(
+        "--threads",
+        "-t",
+        min=0,
+        metavar="N",
+        help="Compute threads, at most one per processor; 0: one per usable performance core.",
+    ),
+]
+
 
 class LoadOptions(Record, kw_only=True):
     """How a model is opened."""
@@ -40,16 +51,7 @@ class LoadOptions(Record, kw_only=True):
             help="Context in tokens; 0: the model's own, or what memory allows.",
         ),
     ] = 0
-    threads: Annotated[
-        int,
-        Option(
-            "--threads",
-            "-t",
-            min=0,
-            metavar="N",
-            help="Compute threads, at most one per processor; 0: one per usable performance core.",
-        ),
-    ] = 0
+    threads: Threads = 0
     ubatch_size: Annotated[
         int, Option("--ubatch-size", "-ub", min=1, metavar="N", help="Prompt tokens computed together.")
     ] = 512

@@ -64,12 +64,12 @@ def make_plan(options: TestOptions) -> Plan:
 
 
 def _threads(options: TestOptions) -> list[int]:
-    from ...runtime.threads import MAX_THREADS, default_threads
+    from ...runtime.threads import MAX_THREADS, team_size
 
     found = numbers(options.threads, "-t", minimum=1)
     if found and max(found) > MAX_THREADS:
         raise UsageError(f"{max(found)} is above {MAX_THREADS}", "-t")
-    return found or [default_threads()[0]]
+    return list(dict.fromkeys(map(team_size, found))) or [team_size(None)]
 
 
 def _tests(options: TestOptions) -> list[BenchTest]:

@@ -129,6 +129,9 @@ class Controller:
         mode = self._settings.mode
         return [d for d in self._drafters if mode == "auto" or d.source.name == mode]
 
+    def _not_timed(self) -> list[Drafter]:
+        return [drafter for drafter in self._active() if not (drafter.source.is_free or drafter.is_timed)]
+
     @property
     def _is_quick(self) -> bool:
         """Whether the target is too quick for copies to be looked for where nobody asked for them."""
@@ -140,8 +143,7 @@ class Controller:
     def plan(self, context: Sequence[int], limit: int) -> list[int]:
         """Return the draft that is worth most, perhaps none."""
         started, self._draft_s = time.perf_counter(), 0.0
-        unknown = [drafter for drafter in self._active() if not (drafter.source.is_free or drafter.is_timed)]
-        if self._calibrate is not None and limit > 0 and unknown:
+        if self._calibrate is not None and limit > 0 and (unknown := self._not_timed()):
             taken = self._calibrate()
             for drafter, seconds in product(unknown, taken if self._costs.is_known else ()):
                 drafter.expect(seconds)

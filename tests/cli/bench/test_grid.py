@@ -69,7 +69,13 @@ def test_a_zero_leaves_a_kind_of_test_out():
         plan(n_prompt=["0"], n_gen=["0"])
 
 
-def test_settings_are_a_cross_product():
+def test_no_more_threads_than_processors_are_named(monkeypatch):
+    monkeypatch.setattr("llmrun.runtime.threads.n_processor", lambda: 2)
+    assert [s.n_threads for s in make_plan(Options(model=["a"], threads=["1,2,8"])).settings] == [1, 2]
+
+
+def test_settings_are_a_cross_product(monkeypatch):
+    monkeypatch.setattr("llmrun.runtime.threads.n_processor", lambda: 2)
     made = make_plan(Options(model=["a", "b"], batch_size=["64,128"], threads=["1-2"]))
     assert [(s.model, s.n_batch, s.n_threads) for s in made.settings] == [
         (m, b, t) for m in "ab" for b in (64, 128) for t in (1, 2)

@@ -36,6 +36,11 @@ class AffordingSource(ModelSource):
         return super().guess(context)
 
 
+def greedy_answer(engine):
+    sampler = Sampler(SamplerSettings(temperature=0.0), engine.info.n_vocab, engine.tokenizer.piece)
+    return Answer(sampler=sampler, seed=1, sample=0, ends=frozenset())
+
+
 @pytest.fixture(scope="module")
 def target(machine, tiny_path):
     with Engine.open(tiny_path("llama", "Q4_0"), n_ctx=160, n_threads=1, n_ubatch=32) as engine:
@@ -191,11 +196,7 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
     text = token_ids("q", 200)
     with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=512, n_threads=1) as engine:
         draft = DraftModel.open(tiny_path("llama", "Q4_0"), engine)
-        answer = Answer(
-            sampler=Sampler(SamplerSettings(temperature=0.0), engine.info.n_vocab, engine.tokenizer.piece),
-            seed=1, sample=0, ends=frozenset(),
-        )  # fmt: skip
-        source = draft.source(KvSequence(engine.pages, 512))
+        answer, source = greedy_answer(engine), draft.source(KvSequence(engine.pages, 512))
         source.begin(text, answer)
         first = next(source.guess(text))
         start = len(text) - FIRST_WINDOW
@@ -227,11 +228,7 @@ def test_another_text_in_the_same_session_gets_a_window_of_its_own(tiny_path, n_
     """It is shorter than where the last window began, or hardly longer: what the draft sees of it is not."""
     with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=512, n_threads=1) as engine:
         draft = DraftModel.open(tiny_path("llama", "Q4_0"), engine)
-        answer = Answer(
-            sampler=Sampler(SamplerSettings(temperature=0.0), engine.info.n_vocab, engine.tokenizer.piece),
-            seed=1, sample=0, ends=frozenset(),
-        )  # fmt: skip
-        source = draft.source(KvSequence(engine.pages, 512))
+        answer, source = greedy_answer(engine), draft.source(KvSequence(engine.pages, 512))
         for text in (token_ids("q", 200), token_ids("r", n_token)):
             source.begin(text, answer)
             draft.token_s = 0.0
