@@ -164,8 +164,10 @@ class StepCosts:
             measured = self.learn_other(n_row, seconds)
             self._judge_file(n_row)
             usual = self(n_row)
-            is_known = n_row not in self._from_file and len(self._kept[n_row]) >= N_SOUND
-            price = self._prices[n_row] if is_known else measured.ratio
+            if n_row in self._from_file:  # one that was slow is not the draft's fault; N_WRONG are believed
+                price = usual
+            else:
+                price = self._prices[n_row] if len(self._kept[n_row]) >= N_SOUND else measured.ratio
             is_usual = 1 / SURPRISE < measured.ratio / usual < SURPRISE
             self._n_surprise = 0 if is_usual else self._n_surprise + 1
             self._n_wide += 1

@@ -11,7 +11,6 @@ from .source import DraftSource, Guess
 FADE = 0.95  # of what was learnt about a class of guesses, with each further one: about the last 20 count
 PRIOR_WEIGHT = 3.0
 TYPICAL = 0.7  # share of right guesses of a source of which nothing is known
-SLOW_READING = 1.25  # times what it should have taken: what reading a text counts as at most
 PROBE_AFTER, PROBE_LATEST = 24, 100  # tokens until a source that did not pay is tried again, doubled each time
 
 
@@ -103,8 +102,9 @@ class Drafter:
         self.stats.draft_s += seconds
         price = seconds / self._costs.plain_s
         if not is_usual:
-            usual = self.first + self.source.expected_s / self._costs.plain_s
-            return min(price, SLOW_READING * usual) if self.source.expected_s else price
+            # A reading that was slow, as the first of a process often is, is not the draft's fault.
+            usual = max(self.first, self.source.expected_s / self._costs.plain_s)
+            return min(price, usual) if self.source.expected_s else price
         key = self._next if place else self._first
         self._costs.learn_other(key, seconds)
         return min(price, OUTLIER * (self._costs.other(key) or price))  # a disturbance is not the draft's fault

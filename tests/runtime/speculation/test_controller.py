@@ -6,6 +6,7 @@ import pytest
 
 from llmrun.runtime.speculation.controller import Controller
 from llmrun.runtime.speculation.costs import StepCosts
+from llmrun.runtime.speculation.drafter import Drafter
 from llmrun.runtime.speculation.source import Guess
 from llmrun.runtime.speculation.speed_file import SpeedFile
 
@@ -345,6 +346,25 @@ def test_one_bad_moment_does_not_rule_a_width_out():
     for _ in range(5):
         costs.learn(4, 0.16)
     assert costs(4) == pytest.approx(1.6, rel=0.25)
+
+
+def test_one_bad_moment_is_not_the_price_of_a_width_that_another_run_measured():
+    costs = StepCosts({2: 1.05, 4: 1.1, 8: 1.5}, 0.1)
+    costs.learn(1, 0.1)
+    prices = [costs.learn(4, 0.3)[0] for _ in range(4)]
+    assert prices[0] < 1.2
+    assert prices[2:] == pytest.approx([3.0, 3.0])  # the file is wrong
+
+
+@pytest.mark.parametrize(("expected_s", "price"), [(0.0, 5.0), (0.001, 0.25), (0.15, 1.5)])
+def test_a_reading_counts_as_what_it_should_have_taken_at_most(monkeypatch, expected_s, price):
+    costs = StepCosts({}, 0.1)
+    source = Machine(monkeypatch, WIDE).source("draft", always(0.9), is_free=False)
+    source.expected_s = expected_s
+    drafter = Drafter(source, costs)
+    drafter.expect(0.025)
+    assert drafter.timed(0, 0.5, is_usual=False) == pytest.approx(price)
+    assert drafter.timed(0, 0.02, is_usual=False) == pytest.approx(0.2)
 
 
 def test_passes_are_held_against_the_plain_steps_around_them():
