@@ -11,11 +11,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from ...formats.errors import ConfigError
+from ...formats.errors import ConfigError, quote
 from ...formats.record import Record, field
 from .bench_row import BenchTest
 from .read_probe import ReadProbe
@@ -47,7 +48,12 @@ class Worker:
         self._name = Path(command[0]).name
         try:
             self._process = subprocess.Popen(
-                list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                encoding="utf-8",
+                errors="replace",
             )
         except OSError as error:
             raise ConfigError(f"{command[0]}: cannot be started ({error.strerror})") from None
@@ -80,7 +86,7 @@ class Worker:
             line = ""
         if not line:
             raise ConfigError(f"{self._name}: ended with {self._process.wait()} while it measured")
-        answer: dict[str, Any] = json.loads(line)
+        answer = self._parse(line)
         if answer.get("is_missing"):
             raise ConfigError(
                 f"{answer['error']}. Install it with `pip install 'llmrun[peers]'`,"
@@ -89,6 +95,16 @@ class Worker:
         if "error" in answer:
             raise ConfigError(str(answer["error"]))
         return answer
+
+    def _parse(self, line: str) -> dict[str, Any]:
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+            if isinstance(answer, dict):
+                return answer
+        raise ConfigError(
+            f"{self._name}: answered {quote(line.strip()[:60])}, expected JSON."
+            " Name a Python that has llama-cpp-python with --peer-python"
+        )
 
     def _pipes(self) -> tuple[IO[str], IO[str]]:
         assert self._process.stdin is not None

@@ -95,6 +95,14 @@ def test_a_peer_that_is_not_installed_says_how_to_get_it(settings):
         peer(settings, program)
 
 
+@pytest.mark.parametrize("program", ["print('no JSON')", "print('[1]')", "print('[' * 100_000)"])
+def test_a_program_that_is_no_python_with_a_peer_is_one_line(settings, program):
+    with pytest.raises(ConfigError, match="expected JSON") as caught:
+        peer(settings, program)
+    assert "--peer-python" in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
 def test_a_python_that_does_not_exist(settings):
     with pytest.raises(ConfigError, match="cannot be started"):
         Worker(("/no/such/python",), settings)
