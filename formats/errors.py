@@ -33,7 +33,16 @@ class FormatError(LlmrunError):
 
 
 class CapacityError(LlmrunError):
-    """The machine has too little memory, disk or context for what was asked."""
+    """The machine has too little memory, disk or context for what was asked.
+
+    Args:
+        problem: the message.
+        advice: what to do, its last part; a command whose options are others gives its own.
+    """
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(f"{problem}; {advice}" if advice else problem)
+        self.problem = problem
 
 
 def quote(name: str | bytes) -> str:

@@ -52,8 +52,8 @@ def choose_context(plan: MemoryPlan, path: Path, *, wanted: int | None, n_ctx_tr
     if wanted > largest:
         raise CapacityError(
             f"context of {wanted} tokens needs {gigabytes(plan.kv_bytes(wanted))} for the KV cache beside"
-            f" {gigabytes(plan.weight_bytes)} of weights, {gigabytes(plan.available_bytes)} free;"
-            f" try --ctx-size {fitting}"
+            f" {gigabytes(plan.weight_bytes)} of weights, {gigabytes(plan.available_bytes)} free",
+            f"try --ctx-size {fitting}",
         )
     return wanted
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...formats.errors import CapacityError
 from ..generation import open_engine
 from ..imports import import_engine
 from ..model_ref import resolve
@@ -65,7 +66,6 @@ class Bench:
             yield from self._run_setting(setting, resolve(setting.model))
 
     def _run_setting(self, setting: Setting, path: Path) -> Iterator[dict[str, Any]]:
-        from ...runtime.measure.machine import forget_peak
         from ...runtime.measure.read_probe import ReadProbe
         from ...runtime.measure.runner import Runner
         from ...runtime.measure.traffic import read_traffic
@@ -74,10 +74,8 @@ class Bench:
         if path not in self._start_ns:
             self._start_ns[path] = self._time_starts(path, setting)
         roofline = self._roofline(setting.n_threads)
-        forget_peak()
-        start = time.perf_counter_ns()
-        engine = open_engine(path, load_options(setting), n_ctx=max(test.n_slot for test in self._plan.tests))
-        own: dict[str, Any] = {"load_ns": time.perf_counter_ns() - start, "start_ns": self._start_ns[path]}
+        engine, load_ns = self._open(path, setting)
+        own: dict[str, Any] = {"load_ns": load_ns, "start_ns": self._start_ns[path]}
         if roofline is not None:
             own |= {"bandwidth_bytes_s": roofline.read_bytes_s, "int8_peak_ops_s": roofline.int8_ops_s}
         for notice in engine.notices:
@@ -92,6 +90,19 @@ class Bench:
             engine.close()
             del engine
             gc.collect()  # the next model needs the memory
+
+    def _open(self, path: Path, setting: Setting) -> tuple[Engine, int]:
+        """Return the opened model and the nanoseconds that opening took."""
+        from ...runtime.measure.bench_row import SMALLER
+        from ...runtime.measure.machine import forget_peak
+
+        forget_peak()
+        start = time.perf_counter_ns()
+        try:
+            engine = open_engine(path, load_options(setting), n_ctx=max(test.n_slot for test in self._plan.tests))
+        except CapacityError as error:
+            raise CapacityError(error.problem, SMALLER) from None
+        return engine, time.perf_counter_ns() - start
 
     def _run_tests(self, runner: Runner, tests: list[BenchTest], probe: ReadProbe | None) -> list[Measurement]:
         """Run tests in rounds, one repetition of each, and see between them what the memory gives meanwhile."""

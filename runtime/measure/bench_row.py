@@ -6,6 +6,8 @@ from ...formats.record import Record, field
 from ..kernels.layout import PAGE_SLOTS, padded
 from .statistics import deviation, mean, quantile
 
+SMALLER = "try smaller -p, -n, -pg, -d or -npl"  # where the largest test does not fit into memory
+
 
 class BenchTest(Record, kw_only=True):
     """One test, as llama-bench counts: a prompt, then generated tokens, after ``n_depth`` tokens that are not timed.

@@ -6,8 +6,8 @@ import json
 import sys
 from pathlib import Path
 
-from ...formats.errors import LlmrunError
-from .bench_row import BenchTest
+from ...formats.errors import CapacityError, LlmrunError
+from .bench_row import SMALLER, BenchTest
 from .peer_llama_cpp import end_with_parent, open_answers, sha256_of
 from .runner import Runner
 
@@ -36,5 +36,7 @@ def main() -> None:
             for line in sys.stdin:
                 sample = runner.sample(BenchTest(**json.loads(line)))
                 answer({"total_ns": sample.total_ns, "step_ns": list(sample.step_ns)})
+    except CapacityError as error:
+        answer({"error": f"{error.problem}; {SMALLER}"})
     except LlmrunError as error:
         answer({"error": str(error)})

@@ -122,6 +122,13 @@ def test_a_model_that_does_not_exist_is_one_line(cli, tmp_path):
     assert len(result.lines) == 1
 
 
+def test_a_test_that_does_not_fit_into_memory_names_the_options_of_bench(cli, tiny):
+    result = cli("bench", "-m", tiny, "-p", "999999999", "-n", "0", "--no-roofline")
+    assert (result.code, result.out, len(result.lines)) == (1, "", 1)
+    assert result.err.endswith(" free; try smaller -p, -n, -pg, -d or -npl\n")
+    assert "--ctx-size" not in result.err
+
+
 def test_mixtures_are_named_as_llama_bench_names_them():
     names = ["Q4_K_M", "Q3_K_L", "Q4_1", "Q6_K", "F16", "F32", "IQ4_XS"]
     assert [quant_description(n) for n in names] == [

@@ -109,5 +109,5 @@ def test_a_python_that_does_not_exist(settings):
 
 
 def test_llmruns_own_errors_come_through(settings):
-    with pytest.raises(ConfigError, match="context"):
+    with pytest.raises(ConfigError, match=r"context .*; try smaller -p, -n, -pg, -d or -npl"):
         Worker(OWN_COMMAND, settings | {"n_ctx": 1 << 40})
