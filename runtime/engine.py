@@ -86,6 +86,7 @@ class Engine:
         self.n_ctx_wanted: int = parts["n_ctx_wanted"]
         self.n_threads: int = parts["n_threads"]
         self.isa: str = parts["isa"]
+        self.n_compiled: int = parts["n_compiled"]  # kernels that had to be compiled first
         self.notices: list[str] = parts["notices"]
         self.executor: ThreadedExecutor = parts["executor"]
         self._program = self.executor.program  # that is run where nothing is watched
@@ -172,7 +173,8 @@ class Engine:
             engine = cls(
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
-                model_program=model.program, is_fused=is_fused, executor=executor, pages=pages, team=team,
+                n_compiled=kernels.n_compiled, model_program=model.program, is_fused=is_fused, executor=executor,
+                pages=pages, team=team,
             )  # fmt: skip
             if draft is not None:
                 from .speculation.opening import open_draft  # here: it knows most of what this module knows

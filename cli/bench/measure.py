@@ -75,6 +75,9 @@ class Bench:
             self._start_ns[path] = self._time_starts(path, setting)
         roofline = self._roofline(setting.n_threads)
         engine, load_ns = self._open(path, setting)
+        if engine.n_compiled:  # which is no part of loading: the next start finds the objects
+            engine.close()
+            engine, load_ns = self._open(path, setting)
         own: dict[str, Any] = {"load_ns": load_ns, "start_ns": self._start_ns[path]}
         if roofline is not None:
             own |= {"bandwidth_bytes_s": roofline.read_bytes_s, "int8_peak_ops_s": roofline.int8_ops_s}

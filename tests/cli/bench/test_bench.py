@@ -4,10 +4,12 @@ import csv
 import io
 import json
 import sqlite3
+import time
 
 import pytest
 
 from llmrun.cli.bench.record import LLAMA_FIELDS, OWN_FIELDS, quant_description
+from llmrun.runtime.engine import Engine
 
 QUICK = ("-p", "12", "-n", "3", "-r", "2", "-t", "1")
 
@@ -127,6 +129,23 @@ def test_a_test_that_does_not_fit_into_memory_names_the_options_of_bench(cli, ti
     assert (result.code, result.out, len(result.lines)) == (1, "", 1)
     assert result.err.endswith(" free; try smaller -p, -n, -pg, -d or -npl\n")
     assert "--ctx-size" not in result.err
+
+
+def test_compiling_is_no_part_of_loading(bench, monkeypatch):
+    real, opened = Engine.open, []
+
+    def open_slowly(*args, **options):
+        engine = real(*args, **options)
+        if not opened:
+            time.sleep(2)
+            engine.n_compiled = 3
+        opened.append(engine)
+        return engine
+
+    monkeypatch.setattr(Engine, "open", open_slowly)
+    rows = json.loads(bench("-o", "json", "--no-roofline").out)
+    assert len(opened) == 2
+    assert rows[0]["load_ns"] < 2e9
 
 
 def test_mixtures_are_named_as_llama_bench_names_them():
