@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from ...runtime.measure.bench_row import BenchTest
 
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9})(?:([+*])(\d{1,9}))?)?")
+MAX_NUMBER = 10**9 - 1
 MAX_VALUES = 10_000  # of one option, and tests of one run
 
 
@@ -38,6 +40,8 @@ def numbers(texts: Sequence[str] | None, option: str, *, minimum: int = 0) -> li
     for part in (part for text in texts or () for part in text.split(",")):
         match = _RANGE.fullmatch(part.strip())
         if match is None:
+            if part.strip().isdecimal():
+                raise UsageError(f"{part!r} is above {MAX_NUMBER}", option)
             raise UsageError(
                 f"{part!r} is neither a number nor a range: first-last, first-last+step, first-last*mult", option
             )
@@ -74,6 +78,21 @@ def pairs(texts: Sequence[str] | None, option: str) -> list[tuple[int, int]]:
 def words(texts: Sequence[str] | None, default: str) -> list[str]:
     """Return the words of an option that takes a list of them."""
     return [part.strip() for text in texts or (default,) for part in text.split(",")]
+
+
+def models(texts: Sequence[str] | None, option: str) -> list[str]:
+    """Return the models of an option that takes a list of them; a file's own name may hold commas.
+
+    Raises:
+        UsageError: there is none, or an empty one.
+    """
+    found = []
+    for text in texts or ():
+        is_file = os.path.isfile(text)  # noqa: PTH113  # Path's raises where a name is too long
+        found += [text] if is_file else [part.strip() for part in text.split(",")]
+    if not all(found) or not found:
+        raise UsageError("give at least one model" if not found else "a model's name is empty", option)
+    return found
 
 
 def tests_of(

@@ -23,7 +23,7 @@ class TestOptions(Record, kw_only=True):
             "--hf-repo",
             "-hf",
             metavar="MODEL",
-            help="A GGUF file, a name from `llmrun list`, or user/repo[:QUANT] on the Hugging Face hub (may repeat).",
+            help="A GGUF file, a name from `llmrun list`, or user/repo[:QUANT] on the Hugging Face hub, or several.",
             show_default=False,
         ),
     ] = None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ...formats.record import Record
 from ...runtime.kernels.layout import DEFAULT_KV_TYPE, KV_TYPES
 from ..declare import UsageError
-from .grid import MAX_VALUES, Setting, batched_tests, numbers, pairs, tests_of, words
+from .grid import MAX_VALUES, Setting, batched_tests, models, numbers, pairs, tests_of, words
 from .options import TestOptions, one_of
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def make_plan(options: TestOptions) -> Plan:
     Raises:
         UsageError: an option holds something senseless, or asks for what the engine has not got.
     """
-    if not options.model:
-        raise UsageError("give at least one model", "-m")
+    wanted = models(options.model, "-m")
     _refuse_what_is_missing(options)
     types = [one_of(t, KV_TYPES, "-ctv") for t in words(options.cache_type_v, DEFAULT_KV_TYPE)]
     if options.cache_type_k is not None:
@@ -41,7 +40,7 @@ def make_plan(options: TestOptions) -> Plan:
             raise UsageError("keys and values of different types are not supported: expected the same as -ctk", "-ctv")
         types = types_k
     grid: dict[str, list[Any]] = {
-        "model": options.model,
+        "model": wanted,
         "n_batch": numbers(options.batch_size, "-b", minimum=1) or [2048],
         "n_ubatch": numbers(options.ubatch_size, "-ub", minimum=1) or [512],
         "type_k": types,

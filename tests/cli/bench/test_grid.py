@@ -2,7 +2,7 @@
 
 import pytest
 
-from llmrun.cli.bench.grid import numbers, pairs
+from llmrun.cli.bench.grid import models, numbers, pairs
 from llmrun.cli.bench.options import TestOptions as Options
 from llmrun.cli.bench.plan import make_plan
 from llmrun.cli.declare import UsageError
@@ -34,6 +34,23 @@ def test_other_than_numbers_is_refused(text):
 def test_a_range_of_millions_is_refused_before_it_is_built():
     with pytest.raises(UsageError, match="more than 10000 values"):
         numbers(["1-999999999"], "-p")
+
+
+def test_a_number_that_is_too_large_is_called_so():
+    with pytest.raises(UsageError, match="'1000000000' is above 999999999"):
+        numbers(["1000000000"], "-p")
+
+
+def test_models_are_lists_too_and_a_file_may_have_a_comma_in_its_name(tmp_path):
+    file = tmp_path / "a,b.gguf"
+    file.touch()
+    assert models(["x.gguf,user/repo:Q4_0", str(file)], "-m") == ["x.gguf", "user/repo:Q4_0", str(file)]
+
+
+@pytest.mark.parametrize("texts", [None, [], [""], ["x.gguf,"]])
+def test_no_model_is_refused(texts):
+    with pytest.raises(UsageError, match="model"):
+        models(texts, "-m")
 
 
 def test_pairs():
