@@ -59,6 +59,8 @@ def make_plan(options: TestOptions) -> Plan:
         extra.append("load_mode")
     if "type_k" in extra:
         extra.append("type_v")
+    if any(value not in ("auto", "-1") for value in words(options.flash_attn, "auto")):
+        extra.append("flash_attn")
     return Plan(settings=settings, tests=tests, extra=extra)
 
 

@@ -17,7 +17,7 @@ from .record import LLAMA_FIELDS, OWN_FIELDS
 _COLUMNS = {
     "model": ("model", -30), "size": ("size", 10), "params": ("params", 10), "backend": ("backend", -10),
     "n_threads": ("threads", 7), "n_batch": ("n_batch", 7), "n_ubatch": ("n_ubatch", 8), "type_k": ("type_k", 6),
-    "type_v": ("type_v", 6), "load_mode": ("lm", 10), "test": ("test", 15), "t/s": ("t/s", 20),
+    "type_v": ("type_v", 6), "flash_attn": ("fa", 3), "load_mode": ("lm", 10), "test": ("test", 15), "t/s": ("t/s", 20),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import pytest
 from llmrun.cli.bench.record import LLAMA_FIELDS, OWN_FIELDS, quant_description
 from llmrun.runtime.engine import Engine
 
+OTHER = ("-ub", "8", "-mmp", "0", "-fa", "on")
 QUICK = ("-p", "12", "-n", "3", "-r", "2", "-t", "1")
 
 
@@ -40,8 +41,9 @@ def test_markdown_is_llama_benchs_table(bench):
 
 
 def test_other_settings_become_columns(bench):
-    heads = [cell.strip() for cell in bench("-ub", "8", "-mmp", "0").out.splitlines()[0].split("|")]
-    assert heads[5:9] == ["threads", "n_ubatch", "lm", "test"]
+    heads, _, row = ([c.strip() for c in line.split("|")] for line in bench(*OTHER).out.splitlines()[:3])
+    assert heads[5:10] == ["threads", "n_ubatch", "fa", "lm", "test"]  # as llama-bench orders and names them
+    assert row[6:9] == ["8", "1", "none"]
 
 
 def test_json_has_llama_benchs_keys_and_nothing_else_is_on_standard_output(bench):
