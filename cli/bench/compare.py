@@ -11,6 +11,7 @@ from typing import Annotated, Any
 from ...formats.errors import ConfigError
 from ..declare import Argument, Option, UsageError
 from ..render.text import escaped
+from .record import SETTINGS, varying
 
 _PERCENT = re.compile(r"([+-]?\d{1,4}(?:\.\d{1,6})?)\s*%?")
 _KEY = ("model", "n_threads", "n_batch", "n_ubatch", "type_k", "n_prompt", "n_gen", "n_depth", "n_seq")
@@ -44,16 +45,10 @@ def compare(
         for change in changes:
             print(json.dumps(change, ensure_ascii=False))
     else:
-        headings = [
-            ("model", -20),
-            ("threads", 7),
-            ("test", 12),
-            ("A t/s", 16),
-            ("B t/s", 16),
-            ("change", 8),
-            ("sigma", 6),
-        ]
-        print(table(headings, [_cells(change) for change in changes]))
+        settings = list(dict.fromkeys(["n_threads", *varying(changes)]))
+        headings = [("model", -20), *((SETTINGS[name], 7) for name in settings), ("test", 12)]
+        headings += [("A t/s", 16), ("B t/s", 16), ("change", 8), ("sigma", 6)]
+        print(table(headings, [_cells(change, settings) for change in changes]))
     for name, rows, others in ((before, old, new), (after, new, old)):
         n = sum(key not in others for key in rows)
         if n:
@@ -118,7 +113,7 @@ def _change(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     noise = (float(old["stddev_ts"]) ** 2 + float(new["stddev_ts"]) ** 2) ** 0.5
     return {
         "model": new["model"],
-        "n_threads": new["n_threads"],
+        **{name: new.get(name) for name in SETTINGS if name in _KEY},
         "test": _name(new),
         "before_ts": before,
         "before_stddev_ts": float(old["stddev_ts"]),
@@ -136,10 +131,10 @@ def _name(row: dict[str, Any]) -> str:
     return BenchTest(n_prompt=n_prompt, n_gen=n_gen, n_depth=n_depth, n_seq=n_seq).name
 
 
-def _cells(change: dict[str, Any]) -> list[str]:
+def _cells(change: dict[str, Any], settings: list[str]) -> list[str]:
     return [
         escaped(change["model"]).replace("|", "/"),
-        str(change["n_threads"]),
+        *(str(change[name]) for name in settings),
         change["test"],
         f"{change['before_ts']:.2f} ± {change['before_stddev_ts']:.2f}",
         f"{change['after_ts']:.2f} ± {change['after_stddev_ts']:.2f}",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..render.text import escaped, size
+from .record import SETTINGS, varying
 from .writers import table
 
 Record = Mapping[str, Any]
@@ -36,14 +37,15 @@ def _is_batched(record: Record, records: Sequence[Record]) -> bool:
 def _latency(records: Sequence[Record]) -> str:
     has_models = len({r["model_filename"] for r in records}) > 1
     has_cost = any(r["cost_per_mtok"] is not None for r in records)
-    headings = [("model", -10)] * has_models + [
+    settings = varying(records)
+    headings = [("model", -10)] * has_models + [(SETTINGS[name], 7) for name in settings] + [
         ("test", 15), ("first token ms", 6), ("p50 ms", 6), ("p90 ms", 6), ("p99 ms", 6), ("GB/s", 6),
         ("% bandwidth", 6), ("Gop/s", 6), ("% int8 peak", 6), ("peak memory", 8), ("J/token", 7),
     ]  # fmt: skip
     headings += [("cost / 1M tokens", 8)] * has_cost
     rows = []
     for r in records:
-        cells = [escaped(r["model_type"]).replace("|", "/")] * has_models
+        cells = [_model(r)] * has_models + [str(r[name]) for name in settings]
         cells += [
             r["test"],
             *(_ms(r[name]) for name in ("ttft_ns", "itl_p50_ns", "itl_p90_ns", "itl_p99_ns")),
@@ -61,7 +63,8 @@ def _latency(records: Sequence[Record]) -> str:
 
 def _batched(records: Sequence[Record]) -> str:
     """Return llama-batched-bench's table."""
-    headings = [
+    settings, has_models = varying(records), len({r["model_filename"] for r in records}) > 1
+    headings = [("model", -10)] * has_models + [(SETTINGS[name], 7) for name in settings] + [
         ("PP", 6), ("TG", 6), ("B", 4), ("N_KV", 6), ("T_PP s", 8), ("S_PP t/s", 8), ("T_TG s", 8), ("S_TG t/s", 8),
         ("T s", 8), ("S t/s", 8),
     ]  # fmt: skip
@@ -81,7 +84,8 @@ def _batched(records: Sequence[Record]) -> str:
             f"{total:.3f}",
             f"{total_rate:.2f}",
         ]
-        rows.append([*map(str, counts), *rates])
+        where = [_model(r)] * has_models + [str(r[name]) for name in settings]
+        rows.append([*where, *map(str, counts), *rates])
     return table(headings, rows)
 
 
@@ -98,9 +102,11 @@ def _remarks(records: Sequence[Record], energy: str) -> list[str]:
                 f"roofline of {n_threads} threads: {read} GB/s read, {rows[0]['int8_peak_ops_s'] / 1e9:.0f} Gop/s int8"
             )
     for model in dict.fromkeys(r["model_filename"] for r in records):
-        row = next(r for r in records if r["model_filename"] == model)
+        rows = [r for r in records if r["model_filename"] == model]
+        row, loads = rows[0], sorted({r["load_ns"] for r in rows})
         start = "" if row["start_ns"] is None else f", process start to first token {row['start_ns'] / 1e9:.3f} s"
-        lines.append(f"{escaped(row['model_type'])}: loaded in {row['load_ns'] / 1e9:.3f} s{start}")
+        load = " to ".join(f"{ns / 1e9:.3f}" for ns in dict.fromkeys((loads[0], loads[-1])))
+        lines.append(f"{escaped(row['model_type'])}: loaded in {load} s{start}")
     lines.append(f"energy: {escaped(energy)}")
     if any((r["bandwidth_pct"] or 0) > 105 for r in records):
         lines.append(
@@ -114,6 +120,10 @@ def _remarks(records: Sequence[Record], energy: str) -> list[str]:
     if any((r["major_faults"] or 0) > 100 for r in records):
         lines.append("warning: pages had to be read from disk during a test")
     return lines
+
+
+def _model(record: Record) -> str:
+    return escaped(record["model_type"]).replace("|", "/")
 
 
 def _ms(ns: int | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...formats.errors import ConfigError
 from ..declare import UsageError
+from .record import varying
 
 SUFFIXES = (".png", ".svg")
 
@@ -85,6 +86,10 @@ def label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> st
     parts = [record["test"]]
     if len({r["model_filename"] for r in records}) > 1:
         parts.insert(0, record["model_type"])
-    if len({r["n_threads"] for r in records}) > 1:
-        parts.append(f"{record['n_threads']} threads")
+    n = record["n_threads"]
+    words = {
+        "n_threads": f"{n} thread{'s' * (n > 1)}", "n_batch": f"-b {record['n_batch']}",
+        "n_ubatch": f"-ub {record['n_ubatch']}", "type_k": record["type_k"], "load_mode": f"-lm {record['load_mode']}",
+    }  # fmt: skip
+    parts += [words[name] for name in varying(records)]
     return ", ".join(parts)

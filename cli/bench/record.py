@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +37,17 @@ FIXED: dict[str, Any] = {
     "tensor_split": "0.00", "tensor_buft_overrides": "none", "lazy_mode": "auto", "embeddings": False,
     "no_op_offload": 0, "no_host": False, "repack": True, "fit_target": 0, "fit_min_ctx": 0,
 }  # fmt: skip
+# What tells rows of the same test apart besides the model, and how columns are headed.
+SETTINGS = {
+    "n_threads": "threads", "n_batch": "n_batch", "n_ubatch": "n_ubatch", "type_k": "type_k", "load_mode": "lm",
+}  # fmt: skip
 _SIZES = {"S": "Small", "M": "Medium", "L": "Large"}
+
+
+def varying(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the settings that are not the same in all rows."""
+    rows = list(records)
+    return [name for name in SETTINGS if len({row.get(name) for row in rows}) > 1]
 
 
 def quant_description(name: str) -> str:

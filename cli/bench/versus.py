@@ -17,7 +17,7 @@ from ..render.text import escaped
 from .grid import Setting, words
 from .options import MachineOptions, OutputOptions, PeerOptions, TestOptions
 from .plan import Plan
-from .record import quant_description
+from .record import SETTINGS, quant_description, varying
 from .writers import table, write_records
 
 if TYPE_CHECKING:
@@ -187,8 +187,10 @@ def judge(records: list[dict[str, Any]]) -> dict[str, Any]:
 
 def comparison_text(records: list[dict[str, Any]]) -> str:
     """Return the table of ratios and what the reader must know of both sides."""
+    settings = list(dict.fromkeys(["n_threads", *varying(records)]))
     headings = [
-        ("model", -24), ("threads", 7), ("test", 15), ("llmrun t/s", 10), ("llama.cpp t/s", 10),
+        ("model", -24), *((SETTINGS[name], 7) for name in settings), ("test", 15),
+        ("llmrun t/s", 10), ("llama.cpp t/s", 10),
         ("ratio: lower quartile", 6), ("median", 7), ("upper quartile", 7), ("n", 3), ("% bandwidth", 6),
         ("its % bandwidth", 6),
     ]  # fmt: skip
@@ -198,13 +200,15 @@ def comparison_text(records: list[dict[str, Any]]) -> str:
         ratios = (f"{r[name]:.2f}" for name in ("ratio_lower", "ratio_median", "ratio_upper"))
         speeds = (f"{r['own_ts']:.2f}", f"{r['peer_ts']:.2f}")
         model = escaped(r["model_type"]).replace("|", "/")
-        rows.append([model, str(r["n_threads"]), r["test"], *speeds, *ratios, str(r["n_ratio"]), *shares])
+        rows.append(
+            [model, *(str(r[name]) for name in settings), r["test"], *speeds, *ratios, str(r["n_ratio"]), *shares]
+        )
     lines = [table(headings, rows), ""]
     first = records[0]
     lines += [f"machine: {escaped(first['cpu_info'])}", f"{first['engine']}: {first['isa']}"]
     lines.append(f"{escaped(first['peer'])}: {escaped(first['peer_system_info'])}")
-    settings = {tuple(r[name] for name in _SETTING): r for r in reversed(records)}
-    for row in reversed(settings.values()):
+    first_rows = {tuple(r[name] for name in _SETTING): r for r in reversed(records)}
+    for row in reversed(first_rows.values()):
         lines.append(
             f"{escaped(Path(row['model_filename']).name)}: SHA-256 {row['sha256']}, {row['n_threads']} threads,"
             f" -b {row['n_batch']} -ub {row['n_ubatch']} -ctk {row['type_k']} -ctv {row['type_k']}"

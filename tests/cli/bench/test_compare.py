@@ -47,6 +47,14 @@ def test_other_settings_are_other_rows(compare):
     assert len(result.out.splitlines()) == 3
 
 
+def test_settings_that_differ_are_columns(compare):
+    rows = [row(100.0), row(70.0, type_k="q8_0")]
+    lines = compare(rows, rows).out.splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[2:5]] for line in lines]
+    assert cells[0] == ["threads", "type_k", "test"]
+    assert cells[2:] == [["2", "f16", "tg128"], ["2", "q8_0", "tg128"]]
+
+
 def test_nothing_in_common(compare):
     result = compare([row(1.0)], [row(1.0, 7)])
     assert (result.code, result.out) == (1, "")

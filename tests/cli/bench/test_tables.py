@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from llmrun.cli.bench.details import details
-from llmrun.cli.bench.plot import check_plot, plot
+from llmrun.cli.bench.plot import check_plot, label, plot
 from llmrun.cli.bench.versus import comparison_text, judge
 from llmrun.cli.declare import UsageError
 
@@ -16,7 +16,7 @@ ROW = {
     "start_ns": None, "ttft_ns": None, "itl_p50_ns": 2 * 10**7, "itl_p90_ns": 3 * 10**7, "itl_p99_ns": 4 * 10**7,
     "depth_ns": None, "peak_bytes": 10**8, "read_bytes_s": 2e10, "bandwidth_bytes_s": 4e10, "bandwidth_pct": 50.0,
     "int8_ops_s": 1e10, "int8_peak_ops_s": 1e11, "int8_pct": 10.0, "joules_per_token": None, "cost_per_mtok": None,
-    "steal_pct": 0.1, "major_faults": 0, "throttles": None,
+    "load_mode": "mmap", "steal_pct": 0.1, "major_faults": 0, "throttles": None,
 }  # fmt: skip
 
 
@@ -31,6 +31,29 @@ def test_latency_and_roofline():
     assert "energy: none here" in text
     assert "warning" not in text
     assert "roofline of 2 threads: 30.0 to 40.0 GB/s" in details([ROW, ROW | {"bandwidth_bytes_s": 3e10}], "")
+
+
+def test_settings_that_differ_are_columns_of_every_table():
+    other = ROW | {"n_threads": 1, "type_k": "q8_0", "load_mode": "none", "load_ns": 7 * 10**8}
+    text = details([ROW, other], "-")
+    assert cells(text, 0)[:4] == ["threads", "type_k", "lm", "test"]
+    assert [cells(text, i)[:4] for i in (2, 3)] == [["2", "f16", "mmap", "tg8"], ["1", "q8_0", "none", "tg8"]]
+    assert "llama 1M Q8_0: loaded in 0.500 to 0.700 s" in text
+    batched = [r | {"n_depth": 16, "depth_ns": 10**8, "n_seq": n} for r in (ROW, other) for n in (1, 2)]
+    assert cells(details(batched, "-").split("\n\n")[1], 0)[:4] == ["threads", "type_k", "lm", "PP"]
+    assert label(other, [ROW, other]) == "tg8, 1 thread, q8_0, -lm none"
+    assert label(ROW | {"n_batch": 64, "n_ubatch": 32}, [ROW, ROW | {"n_batch": 64, "n_ubatch": 32}]) == (
+        "tg8, -b 64, -ub 32"
+    )
+
+
+def test_of_several_models_every_table_says_which():
+    one = ROW | {"n_depth": 16, "depth_ns": 10**8}
+    rows = [
+        r | {"model_filename": f"{i}.gguf", "model_type": f"m{i}"} for i in (1, 2) for r in (one, one | {"n_seq": 2})
+    ]
+    batched = details(rows, "-").split("\n\n")[1]
+    assert [cells(batched, i)[0] for i in range(6)][0::2] == ["model", "m1", "m2"]
 
 
 def test_what_was_not_measured_is_not_available():
@@ -83,6 +106,8 @@ def test_a_peer_that_is_not_at_its_best_makes_a_comparison_invalid(shares, is_va
     assert ("not checked" in text) == (is_valid is None)
     assert "SHA-256 ab, 2 threads, -b 2048 -ub 512 -ctk f16 -ctv f16 -fa auto" in text
     assert "peer 2: AVX2 = 1" in text
+    other = [r | verdict | {"n_ubatch": 64} for r in records]
+    assert cells(comparison_text([r | verdict for r in records] + other), 0)[1:4] == ["threads", "n_ubatch", "test"]
 
 
 def test_a_chart_must_be_png_or_svg(tmp_path):
