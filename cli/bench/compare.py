@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,8 @@ from ..render.text import escaped
 from .record import SETTINGS, varying
 
 _PERCENT = re.compile(r"([+-]?\d{1,4}(?:\.\d{1,6})?)\s*%?")
-_KEY = ("model", "n_threads", "n_batch", "n_ubatch", "type_k", "n_prompt", "n_gen", "n_depth", "n_seq")
+_KEY = ("model", "n_threads", "n_batch", "n_ubatch", "type_k", "n_prompt", "n_gen", "n_depth", "n_seq", "is_shared")
+_SAME = {"cpu_info": "processors", "model_size": "model sizes", "model_n_params": "numbers of weights"}
 MAX_BYTES = 256 << 20
 
 
@@ -26,7 +28,7 @@ def compare(
         Option(
             "--fail-if",
             metavar="PERCENT",
-            help="End with exit code 1 if a row changed by this or worse, such as -3%.",
+            help="End with exit code 1 if a row changed by this or worse, such as -3%, or is missing in B.",
             show_default=False,
         ),
     ] = None,
@@ -49,15 +51,29 @@ def compare(
         headings = [("model", -20), *((SETTINGS[name], 7) for name in settings), ("test", 12)]
         headings += [("A t/s", 16), ("B t/s", 16), ("change", 8), ("sigma", 6)]
         print(table(headings, [_cells(change, settings) for change in changes]))
-    for name, rows, others in ((before, old, new), (after, new, old)):
-        n = sum(key not in others for key in rows)
-        if n:
-            print(f"{n} row(s) only in {escaped(str(name))}", file=sys.stderr)
+    missing = [_name(old[key]) for key in old if key not in new]
+    added = [_name(new[key]) for key in new if key not in old]
+    for path, only in ((before, missing), (after, added)):
+        if only:
+            print(f"only in {escaped(str(path))}: {', '.join(only)}", file=sys.stderr)
+    for warning in _differences([(old[key], new[key]) for key in common]):
+        print(f"warning: {warning}", file=sys.stderr)
     if limit is not None:
+        if missing:
+            raise ConfigError(f"{after}: lacks rows of {before}: {', '.join(missing)}")
         worse = [c for c in changes if _is_beyond(c["change_pct"], limit)]
         if worse:
             names = ", ".join(f"{c['test']} {c['change_pct']:+.2f} %" for c in worse)
             raise ConfigError(f"slower than {limit:+g} % allows: {names}")
+
+
+def _differences(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> list[str]:
+    """Return what makes two results hard to compare: other machines, or other files of the same name."""
+    found = []
+    for name, what in _SAME.items():
+        values = [(a[name], b[name]) for a, b in pairs if name in a and name in b]
+        found += [f"different {what}: {escaped(f'{a} and {b}')}" for a, b in dict.fromkeys(values) if a != b]
+    return found
 
 
 def _percent(text: str) -> float:
@@ -97,14 +113,18 @@ def _rows(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         if not isinstance(row, dict) or not _is_row(row):
             raise ConfigError(f"{path}: expected rows of llmrun bench -o json or llama-bench -o json")
         row = row | {"model": Path(row["model_filename"]).name, "n_seq": row.get("n_seq", 1)}
+        row = row | {"is_shared": row.get("is_shared", False)}
         rows[tuple(row.get(name) for name in _KEY)] = row
     return rows
 
 
 def _is_row(row: dict[str, Any]) -> bool:
     numbers = ("avg_ts", "stddev_ts", "n_prompt", "n_gen", "n_depth", "n_threads")
-    return isinstance(row.get("model_filename"), str) and all(
-        isinstance(row.get(name), int | float) and row[name] >= 0 for name in numbers
+    return (
+        isinstance(row.get("model_filename"), str)
+        and all(isinstance(row.get(name), int | float) and 0 <= row[name] < math.inf for name in numbers)
+        and isinstance(row.get("n_seq", 1), int)
+        and not any(isinstance(value, list | dict) for name, value in row.items() if name in (*_KEY, *_SAME))
     )
 
 

@@ -12,6 +12,9 @@ def row(avg_ts, n_gen=128, **more):
     } | more  # fmt: skip
 
 
+WRONG = [[row(float("inf"))], [row(1.0, type_k=[])], [row(1.0, n_seq="x")], [row(1.0, cpu_info={})]]
+
+
 @pytest.fixture
 def compare(cli, tmp_path):
     def run(old, new, *args):
@@ -41,10 +44,33 @@ def test_fail_if_slower(compare, after, code):
 
 
 def test_other_settings_are_other_rows(compare):
-    result = compare([row(100.0), row(70.0, n_threads=1)], [row(100.0), row(1.0, n_seq=4)], "--fail-if", "-3")
+    pps = row(1.0, n_seq=4, is_shared=True)
+    result = compare([row(100.0), row(1.0, n_seq=4)], [row(100.0), pps, row(1.0, n_seq=4)], "--fail-if", "-3")
     assert result.code == 0
-    assert "1 row(s) only in" in result.err
-    assert len(result.out.splitlines()) == 3
+    assert len(result.lines) == 1
+    assert result.err.endswith("b.json: tg128 x4\n")
+    assert len(result.out.splitlines()) == 4
+
+
+def test_a_row_that_is_gone_fails_where_slower_rows_do(compare):
+    rows = [row(100.0), row(70.0, 32)], [row(100.0)]
+    assert compare(*rows).code == 0
+    result = compare(*rows, "--fail-if", "-3%")
+    assert result.code == 1
+    assert "b.json: lacks rows of " in result.lines[-1]
+    assert result.lines[-1].endswith("a.json: tg32")
+
+
+def test_other_machines_and_other_files_of_the_same_name_are_said(compare):
+    about = {"cpu_info": "A", "model_size": 5, "model_n_params": 7}
+    assert compare([row(1.0, **about)], [row(1.0, **about)]).err == ""
+    other = row(1.0, **about | {"cpu_info": "B\x1b", "model_size": 6})
+    result = compare([row(1.0, **about), row(2.0, 32, **about)], [other, other | {"n_gen": 32}])
+    assert result.code == 0
+    assert result.lines == [
+        "warning: different processors: A and B\\x1b",
+        "warning: different model sizes: 5 and 6",
+    ]
 
 
 def test_settings_that_differ_are_columns(compare):
@@ -62,7 +88,8 @@ def test_nothing_in_common(compare):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "[1]", '{"a": 1}', "[" * 100_000, '[{"model_filename": "x", "avg_ts": "1"}]']
+    "text",
+    ["", "[", "[1]", '{"a": 1}', "[" * 100_000, '[{"model_filename": "x", "avg_ts": "1"}]', *map(json.dumps, WRONG)],
 )
 def test_other_files_are_one_line(cli, tmp_path, text):
     path = tmp_path / "x.json"
