@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..declare import UsageError
 from .options import FORMATS, DraftOptions, MachineOptions, OutputOptions, PeerOptions, TestOptions, one_of
 
 
@@ -29,10 +30,12 @@ def bench(
         check_draft_options(tests, machine, peer, drafts, output)
         run_drafts(plan, tests, drafts, output)
         return
+    if peer.vs is None and peer.peer_python is not None:
+        raise UsageError("goes with --vs", "--peer-python")
     if peer.vs is not None:
         from .versus import check_peer_options, run_versus
 
-        check_peer_options(plan, tests, output, peer)
+        check_peer_options(plan, tests, machine, output, peer)
         run_versus(plan, tests, machine, output, peer)
         return
     if output.plot is not None:
@@ -55,9 +58,10 @@ def bench(
         records.append(record)
     for writer in writers:
         writer.end()
+    has_prices = machine.price_kwh is not None or machine.hardware_cost is not None
     for form, stream in zip(forms, (sys.stdout, sys.stderr), strict=False):
         if form == "md":
-            print(f"\n{details(records, run.energy)}", file=stream)
+            print(f"\n{details(records, run.energy, has_prices=has_prices)}", file=stream)
     if output.plot is not None:
         from .plot import plot
 

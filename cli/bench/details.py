@@ -13,18 +13,22 @@ Record = Mapping[str, Any]
 MISSING = "n/a"
 
 
-def details(records: Sequence[Record], energy: str) -> str:
+def details(records: Sequence[Record], energy: str, *, has_prices: bool = False) -> str:
     """Return the tables.
 
     Args:
         records: the rows.
         energy: where energy comes from, or why it does not.
+        has_prices: whether it is asked what tokens cost.
     """
-    parts = [_latency(records)]
+    parts = [_latency(records, has_cost=has_prices)]
     batched = [r for r in records if r["n_seq"] > 1 or _is_batched(r, records)]
     if batched:
         parts.append(_batched(batched))
-    return "\n\n".join([*parts, "\n".join(_remarks(records, energy))])
+    remarks = _remarks(records, energy)
+    if has_prices and any(r["cost_per_mtok"] is None for r in records):
+        remarks.append("cost: n/a, since energy has a price and is not counted; --hardware-cost alone needs no counter")
+    return "\n\n".join([*parts, "\n".join(remarks)])
 
 
 def _is_batched(record: Record, records: Sequence[Record]) -> bool:
@@ -34,9 +38,8 @@ def _is_batched(record: Record, records: Sequence[Record]) -> bool:
     return record["n_prompt"] == 0 and any(r["n_seq"] > 1 for r in same)
 
 
-def _latency(records: Sequence[Record]) -> str:
+def _latency(records: Sequence[Record], *, has_cost: bool) -> str:
     has_models = len({r["model_filename"] for r in records}) > 1
-    has_cost = any(r["cost_per_mtok"] is not None for r in records)
     settings = varying(records)
     headings = [("model", -10)] * has_models + [(SETTINGS[name], 7) for name in settings] + [
         ("test", 15), ("first token ms", 6), ("p50 ms", 6), ("p90 ms", 6), ("p99 ms", 6), ("GB/s", 6),

@@ -14,7 +14,7 @@ from ..render.progress import ProgressBar
 from ..render.text import escaped
 from .grid import Setting, numbers
 from .measure import load_options
-from .options import DraftOptions, MachineOptions, OutputOptions, PeerOptions, TestOptions
+from .options import DraftOptions, MachineOptions, OutputOptions, PeerOptions, TestOptions, measuring_options
 from .plan import Plan
 from .writers import table, write_records
 
@@ -48,8 +48,8 @@ def check_draft_options(
     if output.output not in FORMS:
         raise UsageError(f"{output.output!r}: with --spec one of {', '.join(FORMS)}", "-o")
     useless = {
-        "--vs": peer.vs, "--plot": output.plot, "-oe": output.output_err, "--starts": machine.starts or None,
-        "-p": tests.n_prompt, "-pg": tests.pg, "-d": tests.n_depth, "-npl": tests.npl,
+        **measuring_options(tests, machine), "--vs": peer.vs, "--peer-python": peer.peer_python, "--plot": output.plot,
+        "-oe": output.output_err, "-p": tests.n_prompt, "-pg": tests.pg, "-d": tests.n_depth, "-npl": tests.npl,
     }  # fmt: skip
     for name, value in useless.items():
         if value is not None:

@@ -166,16 +166,36 @@ class MachineOptions(Record, kw_only=True):
     price_kwh: Annotated[
         float | None,
         Option(
-            "--price-kwh", min=0, metavar="X", help="What a kilowatt-hour costs, in any currency.", show_default=False
+            "--price-kwh",
+            min=0,
+            max=1e12,
+            metavar="X",
+            help="What a kilowatt-hour costs, in any currency.",
+            show_default=False,
         ),
     ] = None
     hardware_cost: Annotated[
         float | None,
-        Option("--hardware-cost", min=0, metavar="X", help="What the machine costs, in the same.", show_default=False),
+        Option(
+            "--hardware-cost",
+            min=0,
+            max=1e12,
+            metavar="X",
+            help="What the machine costs, in the same.",
+            show_default=False,
+        ),
     ] = None
     lifetime: Annotated[
         float, Option("--lifetime", min=0.01, max=100, metavar="YEARS", help="How long the machine is used.")
     ] = 3.0
+
+
+def measuring_options(tests: TestOptions, machine: MachineOptions) -> dict[str, object]:
+    """Return options that only the plain measurement knows, by name: what they are set to, None where they are not."""
+    return {
+        "--delay": tests.delay or None, "--starts": machine.starts or None, "--price-kwh": machine.price_kwh,
+        "--hardware-cost": machine.hardware_cost,
+    }  # fmt: skip
 
 
 class PeerOptions(Record, kw_only=True):

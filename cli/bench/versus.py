@@ -15,7 +15,7 @@ from ..model_ref import resolve
 from ..render.progress import ProgressBar
 from ..render.text import escaped
 from .grid import Setting, words
-from .options import MachineOptions, OutputOptions, PeerOptions, TestOptions
+from .options import MachineOptions, OutputOptions, PeerOptions, TestOptions, measuring_options
 from .plan import Plan
 from .record import SETTINGS, quant_description, varying
 from .writers import table, write_records
@@ -30,7 +30,9 @@ MAX_SHARE_PCT = 105.0
 _SETTING = ("model_filename", "n_threads", "n_batch", "n_ubatch", "type_k")
 
 
-def check_peer_options(plan: Plan, tests: TestOptions, output: OutputOptions, peer: PeerOptions) -> None:
+def check_peer_options(
+    plan: Plan, tests: TestOptions, machine: MachineOptions, output: OutputOptions, peer: PeerOptions
+) -> None:
     """Refuse what the comparison cannot do.
 
     Raises:
@@ -48,6 +50,9 @@ def check_peer_options(plan: Plan, tests: TestOptions, output: OutputOptions, pe
         raise UsageError("sequences that share their prompt are not compared", "-pps")
     if output.plot is not None or output.output_err is not None:
         raise UsageError("neither --plot nor -oe goes with --vs", "--vs")
+    for name, value in measuring_options(tests, machine).items():
+        if value is not None:
+            raise UsageError("does not go with --vs", name)
 
 
 def run_versus(

@@ -1,6 +1,7 @@
 """The command, on a tiny model: every form of output, and what goes where."""
 
 import csv
+import functools
 import io
 import json
 import sqlite3
@@ -10,6 +11,8 @@ import pytest
 
 from llmrun.cli.bench.record import LLAMA_FIELDS, OWN_FIELDS, quant_description
 from llmrun.runtime.engine import Engine
+from llmrun.runtime.measure import energy
+from llmrun.runtime.measure.runner import Runner
 
 OTHER = ("-ub", "8", "-mmp", "0", "-fa", "on")
 QUICK = ("-p", "12", "-n", "3", "-r", "2", "-t", "1")
@@ -112,6 +115,11 @@ def test_what_differs_in_sequences_alone_takes_turns(cli, tiny):
         (("-m", "x", "-p", "many"), "neither a number nor a range"),
         (("-m", "x", "-fa", "off"), "always of the flash kind"),
         (("-m", "x", "-r", "0"), "greater than or equal to 1"),
+        (("-m", "x", "--price-kwh", "inf"), "less than or equal to"),
+        (("-m", "x", "--peer-python", "python3"), "--peer-python: goes with --vs"),
+        (("-m", "x", "--vs", "llama-cpp", "--delay", "1"), "--delay: does not go with --vs"),
+        (("-m", "x", "--vs", "llama-cpp", "--hardware-cost", "1"), "--hardware-cost: does not go with --vs"),
+        (("-m", "x", "--spec", "ngram", "--price-kwh", "1"), "--price-kwh: does not go with --spec"),
     ],
 )
 def test_wrong_usage_ends_with_2(cli, args, says):
@@ -124,6 +132,29 @@ def test_a_model_that_does_not_exist_is_one_line(cli, tmp_path):
     result = cli("bench", "-m", tmp_path / "none.gguf", "-o", "json")
     assert (result.code, result.out) == (1, "")
     assert len(result.lines) == 1
+
+
+def test_energy_and_cost_with_counters(bench, monkeypatch, tmp_path):
+    counter = tmp_path / "intel-rapl:0" / "energy_uj"
+    counter.parent.mkdir()
+    for file, value in (("name", "package-0"), ("energy_uj", 0), ("max_energy_range_uj", 10**12)):
+        (counter.parent / file).write_text(f"{value}\n")
+    monkeypatch.setattr(energy, "_find_rapl", functools.partial(energy._find_rapl, tmp_path))
+    sample = Runner.sample
+
+    def sample_of_six_joules(self, test):
+        counter.write_text(f"{int(counter.read_text()) + 6_000_000}\n")
+        return sample(self, test)
+
+    monkeypatch.setattr(Runner, "sample", sample_of_six_joules)
+    prices = ("--price-kwh", "0.36", "--hardware-cost", "1000", "--lifetime", "4")
+    result = bench("-o", "json", "-oe", "md", *prices, "--no-roofline")
+    assert "energy: RAPL, 1 package(s)" in result.err
+    for row, n_token in zip(json.loads(result.out), (12, 3), strict=True):
+        assert row["joules_per_token"] == pytest.approx(6 / n_token)
+        electricity = 6e6 / n_token / 3.6e6 * 0.36
+        wear = 1000 / (4 * 365.25 * 86400) * 1e6 / row["avg_ts"]
+        assert row["cost_per_mtok"] == pytest.approx(electricity + wear)
 
 
 def test_a_test_that_does_not_fit_into_memory_names_the_options_of_bench(cli, tiny):

@@ -63,9 +63,16 @@ def test_what_was_not_measured_is_not_available():
 
 
 def test_cost_is_a_column_where_there_are_prices():
-    text = details([ROW | {"joules_per_token": 0.5, "cost_per_mtok": 0.04167}], "RAPL")
+    text = details([ROW | {"joules_per_token": 0.5, "cost_per_mtok": 0.04167}], "RAPL", has_prices=True)
     assert cells(text, 0)[-2:] == ["J/token", "cost / 1M tokens"]
     assert cells(text, 2)[-2:] == ["0.5", "0.04167"]
+    assert "cost: n/a" not in text
+
+
+def test_a_cost_that_is_not_known_is_not_available_and_says_why():
+    text = details([ROW], "none here", has_prices=True)
+    assert cells(text, 2)[-2:] == ["n/a", "n/a"]
+    assert "cost: n/a, since energy has a price and is not counted" in text
 
 
 def test_disturbances_are_said():
