@@ -12,6 +12,7 @@ from ...formats.errors import ConfigError
 from ..declare import UsageError
 from .record import varying
 
+ROOM = 1.6  # width of an axis beside its longest bar: what is written behind the bar must fit
 SUFFIXES = (".png", ".svg")
 
 
@@ -46,7 +47,7 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         "both": [r for r in records if r["n_prompt"] and r["n_gen"]],
     }
     shown = {title: rows for title, rows in panels.items() if rows}
-    figure = Figure(figsize=(8, 1.2 + 0.45 * sum(map(len, shown.values())) + 0.6 * len(shown)), layout="constrained")
+    figure = Figure(figsize=(10, 1.2 + 0.45 * sum(map(len, shown.values())) + 0.6 * len(shown)), layout="constrained")
     heights = [len(rows) + 1 for rows in shown.values()]
     axes = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
     for axis, (title, rows) in zip(axes, shown.items(), strict=True):
@@ -57,12 +58,13 @@ def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
         axis.invert_yaxis()
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_xlabel("tokens per second", fontsize=8)
+        axis.tick_params(axis="x", labelsize=8)
         for i, r in enumerate(rows):
             share = (
                 "" if r["bandwidth_pct"] is None else f"  {max(r['bandwidth_pct'], r['int8_pct']):.0f} % of the limit"
             )
             axis.annotate(f" {r['avg_ts']:.1f}{share}", (r["avg_ts"] + r["stddev_ts"], i), va="center", fontsize=8)
-        axis.set_xlim(0, max(v + e for v, e in zip(values, errors, strict=True)) * 1.35)
+        axis.set_xlim(0, max(v + e for v, e in zip(values, errors, strict=True)) * ROOM)
         axis.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"llmrun on {records[0]['cpu_info']}", fontsize=10)
     try:

@@ -131,6 +131,25 @@ def test_a_chart_is_drawn(tmp_path, name):
     assert (folder / name).read_bytes()[:4] in (b"\x89PNG", b"<?xm")
 
 
+def test_nothing_in_a_chart_is_cut_off(tmp_path, monkeypatch):
+    inside = []
+
+    def look(figure, *_args, **_options):
+        figure.draw_without_rendering()
+        texts = [t for axis in figure.axes for t in (*axis.texts, *axis.get_yticklabels())]
+        boxes = [t.get_window_extent() for t in texts]
+        inside.extend(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", look)
+    long = {"model_filename": "b.gguf", "model_type": "gemma3 268M Q4_K - Medium", "test": "pp64+tg16 x2 @ d4096"}
+    plot(
+        [ROW | {"stddev_ts": 20.0, "avg_ts": 12345.0}, ROW | long | {"n_threads": 1, "n_ubatch": 64}],
+        tmp_path / "x.png",
+    )
+    assert len(inside) == 4
+    assert all(inside)
+
+
 def test_without_matplotlib_one_line_says_how_to_get_it(cli, model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = cli("bench", "-m", model, "--plot", tmp_path / "chart.png")
