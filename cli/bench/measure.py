@@ -80,7 +80,7 @@ class Bench:
             engine, load_ns = self._open(path, setting)
         own: dict[str, Any] = {"load_ns": load_ns, "start_ns": self._start_ns[path]}
         if roofline is not None:
-            own |= {"bandwidth_bytes_s": roofline.read_bytes_s, "int8_peak_ops_s": roofline.int8_ops_s}
+            own |= {"bandwidth_bytes_s": roofline.read_bytes_s, "int8_peak_ops_s": round(roofline.int8_ops_s)}
         for notice in engine.notices:
             print(escaped(notice), file=sys.stderr)
         try:
@@ -166,7 +166,7 @@ class Bench:
         own = own | {"test_bytes": n_bytes, "test_ops": n_op}
         own |= {"read_bytes_s": round(n_bytes / seconds), "int8_ops_s": round(n_op / seconds)}
         if "bandwidth_bytes_s" in own:
-            own["bandwidth_bytes_s"] = measured.bandwidth or own["bandwidth_bytes_s"]
+            own["bandwidth_bytes_s"] = round(measured.bandwidth or own["bandwidth_bytes_s"])
             own["bandwidth_pct"] = round(100 * own["read_bytes_s"] / own["bandwidth_bytes_s"], 2)
             own["int8_pct"] = round(100 * own["int8_ops_s"] / own["int8_peak_ops_s"], 2)
         own["cost_per_mtok"] = self._prices.per_million(
