@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...formats.ggml_types import BLOCK, GgmlType
+from ...formats.errors import ConfigError
 from ...formats.record import Record
+from ...quant.checkpoint import Checkpoint, GgufCheckpoint
+from ...quant.file_types import file_type
+from ...quant.quantize_plan import QuantizeOptions, plan_quantization
 from ..executor.team import Team, aligned_array
 from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import BARRIER_WORD, BATCH_WORDS, RECORD_WORDS
@@ -19,7 +22,7 @@ from .machine import Counters, Disturbance
 from .roofline import Roofline
 from .runner import Runner
 from .statistics import quantile
-from .traffic import Traffic, cut_prompt
+from .traffic import Traffic, cut_prompt, weight_bytes
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -29,8 +32,8 @@ DECODE = BenchTest(n_gen=48, n_depth=64)
 N_REPEAT = 3
 NEAR_LIMIT = 0.7  # of the nearer limit: what is below loses its time elsewhere
 N_BARRIER_PROBE = 1000
-# Types that one would quantise to, from most to fewest bits.
-CANDIDATES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "Q2_K")
+# Mixtures that one would quantise to, from most to fewest bits.
+CANDIDATES = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "Q2_K")
 WORTH_PCT = 4.0  # a gain that is worth a line
 
 
@@ -52,7 +55,7 @@ class Phase(Record, kw_only=True):
 
 
 class Gain(Record):
-    """What decoding would gain if every matrix with more bits were of this type."""
+    """What decoding would gain in another mixture."""
 
     quant: str
     step_bytes: int
@@ -90,6 +93,11 @@ def diagnose(engine: Engine, traffic: Traffic, roofline: Roofline) -> Diagnosis:
     barrier_ns = measure_barrier_ns(engine.n_threads) if engine.n_threads > 1 else 0.0
     n_barrier = engine.executor.n_barrier if engine.n_threads > 1 else 0
     decode_bytes = traffic.test_bytes(DECODE, []) // DECODE.n_gen
+    checkpoint = GgufCheckpoint.open(engine.info.path)
+    try:
+        gains = possible_gains(traffic, decode_bytes, checkpoint)
+    finally:
+        checkpoint.close()
     steps = [ns for sample in measured[1].samples for ns in sample.step_ns]
     return Diagnosis(
         phases=(
@@ -102,7 +110,7 @@ def diagnose(engine: Engine, traffic: Traffic, roofline: Roofline) -> Diagnosis:
         n_barrier=n_barrier,
         barrier_ns=barrier_ns,
         jitter=quantile(steps, 0.9) / quantile(steps, 0.5),
-        gains=possible_gains(traffic, decode_bytes),
+        gains=gains,
     )
 
 
@@ -122,22 +130,23 @@ def _phase(
     )
 
 
-def possible_gains(traffic: Traffic, step_bytes: int) -> tuple[Gain, ...]:
+def possible_gains(traffic: Traffic, step_bytes: int, checkpoint: Checkpoint) -> tuple[Gain, ...]:
     """Return the quantisations with which decoding would stream fewer bytes, and so be faster if memory limits it.
 
-    An estimate: as many bytes per second as now. Matrices that have fewer bits already stay as they are.
+    An estimate: as many bytes per second as now, of the types that ``llmrun quantize`` would give to the tensors.
     """
+    now = sum(map(weight_bytes, traffic.matrices))
     gains = []
     for name in CANDIDATES:
-        n_weight, n_byte = BLOCK[GgmlType[name]]
-        saved = 0
-        for kind, streamed in traffic.bytes_by_type:
-            own_weight, own_byte = BLOCK[GgmlType[kind]]
-            smaller = streamed * own_weight // own_byte * n_byte // n_weight
-            saved += max(0, streamed - smaller)
-        gain = 100 * (step_bytes / (step_bytes - saved) - 1)
-        if gain >= WORTH_PCT:
-            gains.append(Gain(name, step_bytes - saved, gain))
+        try:
+            plan = plan_quantization(checkpoint, QuantizeOptions(mixture=file_type(name), allows_requantize=True))
+        except ConfigError:  # it cannot be made
+            continue
+        types = {t.source.name: t.ggml_type for t in plan.tensors}
+        smaller = step_bytes - now + sum(weight_bytes(w, types[w.name]) for w in traffic.matrices)
+        gain = 100 * (step_bytes / smaller - 1)
+        if gain >= WORTH_PCT and all(gain > other.gain_pct for other in gains):  # no more loss for less gain
+            gains.append(Gain(name, smaller, gain))
     return tuple(gains)
 
 

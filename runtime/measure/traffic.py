@@ -45,7 +45,7 @@ class Traffic(Record, kw_only=True):
     head_ops: int  # a wanted output
     attentions: tuple[Attention, ...]
     n_body_attention: int  # of them, in every pass; the others in one with wanted outputs
-    bytes_by_type: tuple[tuple[str, int], ...]  # of the matrices that are streamed, by GGML type, most first
+    matrices: tuple[Weight, ...]  # that a decode step streams
 
     @classmethod
     def of_program(cls, program: Program, *, kv_type: str = DEFAULT_KV_TYPE, **about: int | str) -> Traffic:
@@ -53,17 +53,14 @@ class Traffic(Record, kw_only=True):
         body_ops, head_ops = program.ops[: program.n_op_body], program.ops[program.n_op_body :]
         body = _streamed(body_ops)
         outputs = [w for w in _streamed(head_ops) if w not in body]
-        by_type: dict[str, int] = {}
-        for weight in (w for w in (*body, *outputs) if w.n_out):
-            by_type[weight.file_type] = by_type.get(weight.file_type, 0) + _n_bytes(weight)
         return cls(
-            body_bytes=sum(map(_n_bytes, body)),
-            head_bytes=sum(map(_n_bytes, outputs)),
+            body_bytes=sum(map(weight_bytes, body)),
+            head_bytes=sum(map(weight_bytes, outputs)),
             body_ops=sum(2 * w.n_out * w.n_in for w in body),
             head_ops=sum(2 * w.n_out * w.n_in for w in outputs),
             attentions=tuple(_attention(op, kv_type) for op in program.ops if op.kind == "attention"),
             n_body_attention=sum(op.kind == "attention" for op in body_ops),
-            bytes_by_type=tuple(sorted(by_type.items(), key=lambda item: -item[1])),
+            matrices=tuple(w for w in (*body, *outputs) if w.n_out),
             **about,  # type: ignore[arg-type]
         )
 
@@ -139,8 +136,9 @@ def _streamed(ops: Sequence[Op]) -> list[Weight]:
     return list(dict.fromkeys(w for op in ops if op.kind != "embed" for w in op.weights))
 
 
-def _n_bytes(weight: Weight) -> int:
-    return max(1, weight.n_out) * row_bytes(GgmlType[weight.file_type], weight.n_in)
+def weight_bytes(weight: Weight, ggml_type: GgmlType | None = None) -> int:
+    """Return a weight's bytes as the file has it, or as it would be with another type."""
+    return max(1, weight.n_out) * row_bytes(ggml_type or GgmlType[weight.file_type], weight.n_in)
 
 
 def _attention(op: Op, kv_type: str) -> Attention:

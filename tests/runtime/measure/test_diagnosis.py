@@ -2,6 +2,8 @@
 
 import pytest
 
+from llmrun.cli.app import main
+from llmrun.quant.checkpoint import GgufCheckpoint
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.measure.diagnosis import DECODE, PROMPT, Phase, diagnose, possible_gains
 from llmrun.runtime.measure.roofline import Roofline
@@ -18,16 +20,30 @@ def test_the_nearer_limit_is_the_one_that_counts(memory, compute, limit):
     assert phase.limit == limit
 
 
-def test_a_smaller_type_gains_what_it_does_not_read(tiny_path):
-    traffic = read_traffic(tiny_path("llama", "Q8_0"))
-    assert traffic.bytes_by_type[0][0] == "Q8_0"
-    q8 = traffic.bytes_by_type[0][1]
-    gains = {gain.quant: gain for gain in possible_gains(traffic, traffic.step_weight_bytes)}
+def gains_of(path):
+    checkpoint = GgufCheckpoint.open(path)
+    try:
+        traffic = read_traffic(path)
+        return {gain.quant: gain for gain in possible_gains(traffic, traffic.step_weight_bytes, checkpoint)}
+    finally:
+        checkpoint.close()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])  # with an output matrix of its own, and without
+def test_a_gain_is_what_quantising_would_bring(tiny_path, tmp_path, architecture):
+    path = tiny_path(architecture, "Q8_0")
+    gains = gains_of(path)
     assert "Q8_0" not in gains
-    assert gains["Q4_K"].step_bytes == pytest.approx(traffic.step_weight_bytes - q8 + q8 * 4.5 / 8.5, abs=2)
-    want = 100 * (traffic.step_weight_bytes / gains["Q4_K"].step_bytes - 1)
-    assert gains["Q4_K"].gain_pct == pytest.approx(want)
-    assert gains["Q2_K"].gain_pct > gains["Q3_K"].gain_pct > gains["Q4_K"].gain_pct
+    assert gains["Q4_K_M"].step_bytes > 0
+    pcts = [gain.gain_pct for gain in gains.values()]  # from most to fewest bits
+    assert pcts == sorted(set(pcts))
+    for name, gain in gains.items():
+        out = tmp_path / f"{name}.gguf"
+        assert main(["quantize", str(path), str(out), name, "--allow-requantize", "-t", "1"]) == 0
+        before, after = (read_traffic(p).step_weight_bytes for p in (path, out))
+        assert gain.step_bytes == after
+        assert gain.gain_pct == pytest.approx(100 * (before / after - 1))
+        assert name not in gains_of(out)  # nothing is gained by doing it again
 
 
 def test_a_whole_diagnosis(machine, tiny_path):

@@ -2,8 +2,9 @@
 
 from gguf import GGUFReader
 
+from llmrun.formats.ggml_types import GgmlType
 from llmrun.runtime.measure.bench_row import BenchTest
-from llmrun.runtime.measure.traffic import read_traffic
+from llmrun.runtime.measure.traffic import read_traffic, weight_bytes
 
 HEAD_DIM, N_HEAD_KV, N_LAYER = 16, 2, 3  # of the tiny models
 SLOT = N_LAYER * N_HEAD_KV * HEAD_DIM * 2 * 2
@@ -24,7 +25,10 @@ def test_a_step_streams_all_but_the_embeddings(tiny_path):
     assert traffic.step_weight_bytes == total - unused
     matrices = [t for name, t in tensors.items() if len(t.shape) == 2 and name != "token_embd.weight"]
     assert traffic.body_ops + traffic.head_ops == sum(2 * t.n_elements for t in matrices)
-    assert dict(traffic.bytes_by_type) == {"Q8_0": sum(t.n_bytes for t in matrices)}
+    assert sum(map(weight_bytes, traffic.matrices)) == sum(t.n_bytes for t in matrices)
+    assert (
+        sum(weight_bytes(w, GgmlType.Q4_0) for w in traffic.matrices) == sum(t.n_elements for t in matrices) // 32 * 18
+    )
 
 
 def test_tied_embeddings_are_streamed_as_the_output_matrix(tiny_path):
