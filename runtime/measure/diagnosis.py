@@ -136,7 +136,7 @@ def possible_gains(traffic: Traffic, step_bytes: int, checkpoint: Checkpoint) ->
     An estimate: as many bytes per second as now, of the types that ``llmrun quantize`` would give to the tensors.
     """
     now = sum(map(weight_bytes, traffic.matrices))
-    gains = []
+    gains: list[Gain] = []
     for name in CANDIDATES:
         try:
             plan = plan_quantization(checkpoint, QuantizeOptions(mixture=file_type(name), allows_requantize=True))
