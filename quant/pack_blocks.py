@@ -31,7 +31,7 @@ Fill = Callable[[U8, Parts], None]
 
 
 def _words(part: NDArray[Any], *shape: int) -> NDArray[Any]:
-    """View a part as 32-bit words ``[n_rowgroup, *shape, 16 rows]``."""
+    """View (vectors of) a part as 32-bit words ``[n_rowgroup, *shape, 16 rows]``; ``shape`` splits its dimensions."""
     return part.view("<u4").reshape(part.shape[0], *shape, 16)
 
 
@@ -48,41 +48,41 @@ def _copy_items(out: NDArray[Any], blocks: U8, offset: int, n_item: int) -> None
 
 
 def _halves_of_16(part: NDArray[Any], blocks: U8, offset: int, n_group: int) -> None:
-    """Fill q4 where 16 bytes hold 32 columns: low nibbles 0..15, high nibbles 16..31 (legacy, IQ4)."""
+    """Fill nibbles where 16 bytes hold 32 columns: low nibbles 0..15, high nibbles 16..31 (legacy, IQ4)."""
     pairs = nibbles_to_words(gather_u64(blocks, offset, 16 * n_group))  # [n_rowgroup, 16, n_block, 2 * n_group, 2]
     source = pairs.reshape(*pairs.shape[:3], n_group, 2, 2)  # [.., row, block, group, run, half]
     np.copyto(_words(part, pairs.shape[2], n_group, 2, 2), source.transpose(0, 2, 3, 5, 4, 1))
 
 
 def _halves_of_32(part: NDArray[Any], blocks: U8, offset: int) -> None:
-    """Fill q4 where 32 bytes hold 64 columns: low nibbles 0..31, high nibbles 32..63 (Q4_K, Q5_K)."""
+    """Fill nibbles where 32 bytes hold 64 columns: low nibbles 0..31, high nibbles 32..63 (Q4_K, Q5_K)."""
     pairs = nibbles_to_words(gather_u64(blocks, offset, 128))  # [n_rowgroup, 16, n_super, 16, 2]
     source = pairs.reshape(*pairs.shape[:3], 4, 4, 2)  # [.., row, super, 64 columns, vector, half]
     np.copyto(_words(part, pairs.shape[2], 4, 2, 4), source.transpose(0, 2, 3, 5, 4, 1))
 
 
 def _halves_of_64(part: NDArray[Any], blocks: U8, offset: int) -> None:
-    """Fill q4 where 64 bytes hold 128 columns: low nibbles 0..63, high nibbles 64..127 (Q6_K)."""
+    """Fill nibbles where 64 bytes hold 128 columns: low nibbles 0..63, high nibbles 64..127 (Q6_K)."""
     pairs = nibbles_to_words(gather_u64(blocks, offset, 128))  # [n_rowgroup, 16, n_super, 16, 2]
-    source = pairs.reshape(*pairs.shape[:3], 2, 8, 2)  # [.., row, super, 128 columns, (group, vector), half]
-    np.copyto(_words(part, pairs.shape[2], 2, 2, 8), source.transpose(0, 2, 3, 5, 4, 1))
+    source = pairs.reshape(*pairs.shape[:3], 2, 2, 4, 2)  # [.., row, super, 128 columns, group, vector, half]
+    np.copyto(_words(part, pairs.shape[2], 2, 2, 2, 4), source.transpose(0, 2, 3, 6, 4, 5, 1))
 
 
 def _crumbs(part: NDArray[Any], blocks: U8, offset: int) -> None:
-    """Fill q2 where bits 2j of 32 bytes hold columns ``32j .. 32j+31`` (Q2_K, Q3_K, Q6_K)."""
+    """Fill pairs of bits where bits 2j of 32 bytes hold columns ``32j .. 32j+31`` (Q2_K, Q3_K, Q6_K)."""
     quads = crumbs_to_words(gather_u64(blocks, offset, 64))  # [n_rowgroup, 16, n_super, 4, 4]
     source = quads.reshape(*quads.shape[:3], 2, 2, 4)  # [.., row, super, 128 columns, vector, group]
     np.copyto(_words(part, quads.shape[2], 2, 4, 2), source.transpose(0, 2, 3, 5, 4, 1))
 
 
 def _high_bits(part: NDArray[Any], blocks: U8, offset: int) -> None:
-    """Fill q1 where bit j of 32 bytes holds columns ``32j .. 32j+31`` (Q3_K, Q5_K)."""
+    """Fill single bits where bit j of 32 bytes holds columns ``32j .. 32j+31`` (Q3_K, Q5_K)."""
     words = bits_to_words(gather_u64(blocks, offset, 32).view("<u4"))  # [n_rowgroup, 16, n_super, 8]
     rows_innermost(_words(part, words.shape[2], 8), words)
 
 
 def _high_bits_32(part: NDArray[Any], blocks: U8, offset: int) -> None:
-    """Fill q1 where bit j of 32 bits holds column j (Q5_0, Q5_1)."""
+    """Fill single bits where bit j of 32 bits holds column j (Q5_0, Q5_1)."""
     bits = np.empty(blocks.shape[:3], "<u4")
     np.copyto(bits, field(blocks, offset, "<u4"))
     np.copyto(_words(part, blocks.shape[2]), bits32_to_bytes(bits).transpose(0, 2, 1))
@@ -101,14 +101,14 @@ def _fill_q4_1(blocks: U8, parts: Parts) -> None:
 
 def _fill_q5_0(blocks: U8, parts: Parts) -> None:
     _copy_scalar(parts["d"], blocks, 0)
-    _high_bits_32(parts["q1"], blocks, 2)
-    _halves_of_16(parts["q4"], blocks, 6, 1)
+    _high_bits_32(parts["q5"][:, :, 0], blocks, 2)
+    _halves_of_16(parts["q5"][:, :, 1:], blocks, 6, 1)
 
 
 def _fill_q5_1(blocks: U8, parts: Parts) -> None:
     _copy_items(parts["dm"], blocks, 0, 2)
-    _high_bits_32(parts["q1"], blocks, 4)
-    _halves_of_16(parts["q4"], blocks, 8, 1)
+    _high_bits_32(parts["q5"][:, :, 0], blocks, 4)
+    _halves_of_16(parts["q5"][:, :, 1:], blocks, 8, 1)
 
 
 def _fill_q8_0(blocks: U8, parts: Parts) -> None:
@@ -128,8 +128,8 @@ def _fill_q2_k(blocks: U8, parts: Parts) -> None:
 
 
 def _fill_q3_k(blocks: U8, parts: Parts) -> None:
-    _high_bits(parts["q1"], blocks, 0)
-    _crumbs(parts["q2"], blocks, 32)
+    _high_bits(parts["q3"][:, :, 0], blocks, 0)
+    _crumbs(parts["q3"][:, :, 1:], blocks, 32)
     # The file already pairs scales s and s+8, and four scales' upper bits, in the order of s6.
     s6 = parts["s6"]
     _copy_items(s6.reshape(*s6.shape[:2], 12, 16), blocks, 96, 12)
@@ -166,13 +166,13 @@ def _fill_q4_k(blocks: U8, parts: Parts) -> None:
 def _fill_q5_k(blocks: U8, parts: Parts) -> None:
     _copy_items(parts["dm"], blocks, 0, 2)
     _k_scales(parts["s6"], blocks, 4)
-    _high_bits(parts["q1"], blocks, 16)
-    _halves_of_32(parts["q4"], blocks, 48)
+    _high_bits(parts["q5"][:, :, 0], blocks, 16)
+    _halves_of_32(parts["q5"][:, :, 1:], blocks, 48)
 
 
 def _fill_q6_k(blocks: U8, parts: Parts) -> None:
-    _halves_of_64(parts["q4"], blocks, 0)
-    _crumbs(parts["q2"], blocks, 128)
+    _halves_of_64(parts["q6"][:, :, 2:], blocks, 0)
+    _crumbs(parts["q6"][:, :, :2], blocks, 128)
     _copy_items(parts["s8"], blocks, 192, 16)
     _copy_scalar(parts["d"], blocks, 208)
 

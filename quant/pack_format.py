@@ -9,8 +9,10 @@ one weight. Every part is an array of its own, C-contiguous, starting at a multi
 part  dtype, shape                         meaning
 ====  ===================================  =====================================================
 q4    u8 [n_rowgroup, n_group, 4, 64]      byte of vector v: low nibble vector 2v, high nibble 2v+1
-q1    u8 [n_rowgroup, n_group, 64]         bit k: one more (the highest) bit of vector k
 q2    u8 [n_rowgroup, n_group, 2, 64]      bits 2i, 2i+1 of the byte of vector v: vector 4v+i
+q3    u8 [n_rowgroup, n_group, 3, 64]      vector 0, bit k: the highest bit of vector k; then as q2
+q5    u8 [n_rowgroup, n_group, 5, 64]      vector 0, bit k: the highest bit of vector k; then as q4
+q6    u8 [n_rowgroup, n_group, 6, 64]      the two highest bits as q2; then as q4
 q8    i8 [n_rowgroup, n_group, 8, 64]      one byte a weight
 d     f16 [n_rowgroup, n_block, 16]        scale of a block (a super-block of 256 for K types)
 dm    f16 [n_rowgroup, n_block, 2, 16]     scale, then minimum (legacy) or scale of minima (K)
@@ -20,6 +22,9 @@ s4    u8 [n_rowgroup, n_super, 16, 16]     low nibble scale, high nibble minimum
 s6    u8 [n_rowgroup, n_super, 192 or 96]  6-bit scales, see below
 w     [n_rowgroup, n_col, 16]              u16 (F16, BF16) or f32 (F32)
 ====  ===================================  =====================================================
+
+High bits come before low ones, and both side by side: a tile then reads lines of ascending addresses, which the
+hardware of a core recognises and fetches ahead of it.
 
 s6, rows innermost (``[n][16 rows]``):
 
@@ -110,8 +115,10 @@ def _format(ggml_type: GgmlType, *names: str, s6_bytes: int = 192) -> PackedForm
     float_dtype = np.dtype(np.float32 if ggml_type is GgmlType.F32 else np.uint16)
     table = {
         "q4": PartSpec("q4", np.dtype(np.uint8), 32, (4, 64)),
-        "q1": PartSpec("q1", np.dtype(np.uint8), 32, (64,)),
         "q2": PartSpec("q2", np.dtype(np.uint8), 32, (2, 64)),
+        "q3": PartSpec("q3", np.dtype(np.uint8), 32, (3, 64)),
+        "q5": PartSpec("q5", np.dtype(np.uint8), 32, (5, 64)),
+        "q6": PartSpec("q6", np.dtype(np.uint8), 32, (6, 64)),
         "q8": PartSpec("q8", np.dtype(np.int8), 32, (8, 64)),
         "d": PartSpec("d", np.dtype(np.float16), block, (ROW_LANES,)),
         "dm": PartSpec("dm", np.dtype(np.float16), block, (2, ROW_LANES)),
@@ -129,14 +136,14 @@ PACKED_FORMATS: dict[GgmlType, PackedFormat] = {
     for f in (
         _format(GgmlType.Q4_0, "q4", "d"),
         _format(GgmlType.Q4_1, "q4", "dm"),
-        _format(GgmlType.Q5_0, "q4", "q1", "d"),
-        _format(GgmlType.Q5_1, "q4", "q1", "dm"),
+        _format(GgmlType.Q5_0, "q5", "d"),
+        _format(GgmlType.Q5_1, "q5", "dm"),
         _format(GgmlType.Q8_0, "q8", "d"),
         _format(GgmlType.Q2_K, "q2", "s4", "dm"),
-        _format(GgmlType.Q3_K, "q2", "q1", "s6", "d"),
+        _format(GgmlType.Q3_K, "q3", "s6", "d"),
         _format(GgmlType.Q4_K, "q4", "dm", "s6"),
-        _format(GgmlType.Q5_K, "q4", "dm", "s6", "q1"),
-        _format(GgmlType.Q6_K, "q4", "q2", "s8", "d"),
+        _format(GgmlType.Q5_K, "q5", "dm", "s6"),
+        _format(GgmlType.Q6_K, "q6", "s8", "d"),
         _format(GgmlType.IQ4_NL, "q4", "d"),
         _format(GgmlType.IQ4_XS, "q4", "d", "s6", s6_bytes=96),
         _format(GgmlType.MXFP4, "q4", "e"),

@@ -69,18 +69,15 @@ def _rows(vectors: NDArray[Any]) -> NDArray[Any]:
     return vectors.reshape(r, g, 8, ROW_LANES, 4).transpose(0, 3, 1, 2, 4).reshape(r, ROW_LANES, g * 32)
 
 
-def _low4(parts: Parts) -> NDArray[np.uint8]:
-    q4 = parts["q4"]
+def _nibbles(q4: NDArray[Any]) -> NDArray[np.uint8]:
     return _rows(np.stack([q4 & 0x0F, q4 >> 4], axis=3))
 
 
-def _low2(parts: Parts) -> NDArray[np.uint8]:
-    q2 = parts["q2"]
+def _crumbs(q2: NDArray[Any]) -> NDArray[np.uint8]:
     return _rows(np.stack([(q2 >> (2 * i)) & 3 for i in range(4)], axis=3))
 
 
-def _high1(parts: Parts) -> NDArray[np.uint8]:
-    q1 = parts["q1"]
+def _bits(q1: NDArray[Any]) -> NDArray[np.uint8]:
     return _rows(np.stack([(q1 >> k) & 1 for k in range(8)], axis=2))
 
 
@@ -142,15 +139,15 @@ def _scales_6(s6: NDArray[Any], n: int) -> NDArray[Any]:
 
 
 def _q4_0(p: Parts) -> Fields:
-    return _scaled(p["d"], _low4(p).astype(np.int8) - np.int8(8))
+    return _scaled(p["d"], _nibbles(p["q4"]).astype(np.int8) - np.int8(8))
 
 
 def _q4_1(p: Parts) -> Fields:
-    return _with_min(p["dm"], _low4(p))
+    return _with_min(p["dm"], _nibbles(p["q4"]))
 
 
 def _q5(p: Parts) -> NDArray[Any]:
-    return _low4(p) | (_high1(p) << 4)
+    return _nibbles(p["q5"][:, :, 1:]) | (_bits(p["q5"][:, :, 0]) << 4)
 
 
 def _q5_0(p: Parts) -> Fields:
@@ -166,15 +163,16 @@ def _q8_0(p: Parts) -> Fields:
 
 
 def _q2_k(p: Parts) -> Fields:
-    return _k_with_min(p["dm"], p["s4"] & 15, p["s4"] >> 4, _low2(p))
+    return _k_with_min(p["dm"], p["s4"] & 15, p["s4"] >> 4, _crumbs(p["q2"]))
 
 
 def _q3_k(p: Parts) -> Fields:
-    return _k_signed(p["d"], _scales_6(p["s6"], 16), (_low2(p) | (_high1(p) << 2)).astype(np.int8) - np.int8(4))
+    q = _crumbs(p["q3"][:, :, 1:]) | (_bits(p["q3"][:, :, 0]) << 2)
+    return _k_signed(p["d"], _scales_6(p["s6"], 16), q.astype(np.int8) - np.int8(4))
 
 
 def _q4_k(p: Parts) -> Fields:
-    return _k_with_min(p["dm"], *_q4_k_scales(p["s6"]), _low4(p))
+    return _k_with_min(p["dm"], *_q4_k_scales(p["s6"]), _nibbles(p["q4"]))
 
 
 def _q5_k(p: Parts) -> Fields:
@@ -182,19 +180,20 @@ def _q5_k(p: Parts) -> Fields:
 
 
 def _q6_k(p: Parts) -> Fields:
-    return _k_signed(p["d"], p["s8"], (_low4(p) | (_low2(p) << 4)).astype(np.int8) - np.int8(32))
+    q = _nibbles(p["q6"][:, :, 2:]) | (_crumbs(p["q6"][:, :, :2]) << 4)
+    return _k_signed(p["d"], p["s8"], q.astype(np.int8) - np.int8(32))
 
 
 def _iq4_nl(p: Parts) -> Fields:
-    return _scaled(p["d"], np.array(IQ4_VALUES, np.int8)[_low4(p)])
+    return _scaled(p["d"], np.array(IQ4_VALUES, np.int8)[_nibbles(p["q4"])])
 
 
 def _iq4_xs(p: Parts) -> Fields:
-    return _k_signed(p["d"], _scales_6(p["s6"], 8), np.array(IQ4_VALUES, np.int8)[_low4(p)])
+    return _k_signed(p["d"], _scales_6(p["s6"], 8), np.array(IQ4_VALUES, np.int8)[_nibbles(p["q4"])])
 
 
 def _mxfp4(p: Parts) -> Fields:
-    return _scaled(e8m0_half(p["e"]), np.array(E2M1_VALUES, np.int8)[_low4(p)])
+    return _scaled(e8m0_half(p["e"]), np.array(E2M1_VALUES, np.int8)[_nibbles(p["q4"])])
 
 
 def _f16(p: Parts) -> F32:

@@ -180,7 +180,7 @@ def _q8_0_scores(n_column: int, n_tile: int) -> Any:
             for block in range(n_embd_head // 32):
                 quants = keys + 16 * n_embd_head * t + 512 * block
                 scale = load_f16x16(scales + n_embd_head * t + 32 * block)
-                acc = add_products(acc, quants, 0, scale, queries + RECORD_BYTES * n_column * block)
+                acc = add_products(acc, quants, scale, queries + RECORD_BYTES * n_column * block)
                 fetch(ahead + 16 * n_embd_head * t + 512 * block)
             store(out + 64 * n_column * (t - tile), acc)
 

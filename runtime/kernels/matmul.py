@@ -10,8 +10,8 @@ Record words (after the two that all share; addresses are of the first row group
 =====  ===============================================================================
 2      row groups (16 rows each)
 3      column groups of 32 (quantised weights) or columns (float weights)
-4..7   parts of the matrix, in the order of ``quant/pack_format.py``
-8..11  parts of a second matrix, multiplied onto the activated first (gate and up); y holds the first meanwhile
+4..6   parts of the matrix, in the order of ``quant/pack_format.py``
+8..10  parts of a second matrix, multiplied onto the activated first (gate and up); y holds the first meanwhile
 12     x: activation records, or f32 rows for float weights
 13     bytes between f32 rows of x (float weights)
 14     y: f32 rows
@@ -60,26 +60,26 @@ def _make_tiles(make_tile: Callable[[int], Any], widths: tuple[int, ...]) -> Any
 
 
 def _one_width(tile: Any, width: int, narrower: Any) -> Any:
-    signature = void(*[int64] * 10)
+    signature = void(*[int64] * 9)
     if narrower is None:
 
         @device(signature)
-        def tiles(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok):
+        def tiles(p0, p1, p2, n, x, x_block, x_tok, out, n_tok):
             for _ in range(n_tok):
-                tile(p0, p1, p2, p3, n, x, x_block, x_tok, out)
+                tile(p0, p1, p2, n, x, x_block, x_tok, out)
                 x += x_tok
                 out += 64
     else:
 
         @device(signature)
-        def tiles(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok):
+        def tiles(p0, p1, p2, n, x, x_block, x_tok, out, n_tok):
             while n_tok >= width:
-                tile(p0, p1, p2, p3, n, x, x_block, x_tok, out)
+                tile(p0, p1, p2, n, x, x_block, x_tok, out)
                 x += width * x_tok
                 out += 64 * width
                 n_tok -= width
             if n_tok > 0:
-                narrower(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+                narrower(p0, p1, p2, n, x, x_block, x_tok, out, n_tok)
 
     return tiles
 
@@ -87,22 +87,22 @@ def _one_width(tile: Any, width: int, narrower: Any) -> Any:
 def _choose_tiles(name: str, widths: tuple[int, ...]) -> Any:
     """Return a function that covers tokens as ``_make_tiles`` says; its last argument is word 21."""
     far = _make_tiles(TILES[name], widths)
-    signature = void(*[int64] * 11)
+    signature = void(*[int64] * 10)
     if name not in NEAR_FORMATS:
 
         @device(signature)
-        def tiles(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok, is_near):
-            far(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+        def tiles(p0, p1, p2, n, x, x_block, x_tok, out, n_tok, is_near):
+            far(p0, p1, p2, n, x, x_block, x_tok, out, n_tok)
 
         return tiles
     near = _make_tiles(partial(TILES[name], is_near=True), NEAR_WIDTHS)
 
     @device(signature)
-    def near_or_far(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok, is_near):
+    def near_or_far(p0, p1, p2, n, x, x_block, x_tok, out, n_tok, is_near):
         if is_near != 0 and n_tok <= NEAR_WIDTHS[0]:
-            near(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+            near(p0, p1, p2, n, x, x_block, x_tok, out, n_tok)
         else:
-            far(p0, p1, p2, p3, n, x, x_block, x_tok, out, n_tok)
+            far(p0, p1, p2, n, x, x_block, x_tok, out, n_tok)
 
     return near_or_far
 
@@ -157,7 +157,7 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
     is_float = name in FLOAT_FORMATS
     unit = max(part.n_unit for part in packed.parts)  # columns: 1, 32 or 256
     part_bytes = [part.dtype.itemsize * prod(part.tail) * (unit // part.n_unit) for part in packed.parts]
-    bytes_0, bytes_1, bytes_2, bytes_3 = [*part_bytes, 0, 0, 0][:4]  # of a row group and ``unit`` columns
+    bytes_0, bytes_1, bytes_2 = [*part_bytes, 0, 0][:3]  # of a row group and ``unit`` columns
     groups_per_unit = max(1, unit // 32)
 
     def matmul(record, batch, worker, n_worker):
@@ -192,7 +192,6 @@ def matmul_kernel(name: str, target: Target) -> Kernel:
                             load_i64(parts) + row_group * n_unit * bytes_0,
                             load_i64(parts + 8) + row_group * n_unit * bytes_1,
                             load_i64(parts + 16) + row_group * n_unit * bytes_2,
-                            load_i64(parts + 24) + row_group * n_unit * bytes_3,
                             n, x_group, x_block, x_tok, scratch, width, is_near,
                         )  # fmt: skip
                         if matrix + 1 < n_matrix:

@@ -19,7 +19,7 @@ from ..simd.weight_bytes import (
     FIVE_BIT, FOUR_BIT, SIGNED_BYTE, SIX_BIT, THREE_BIT, TWO_BIT, WeightBytes, table_of_16,
 )  # fmt: skip
 
-_TILE = void(*[int64] * 9)  # p0 p1 p2 p3 n x x_block x_tok out
+_TILE = void(*[int64] * 8)  # p0 p1 p2 n x x_block x_tok out
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml: kvalues_iq4nl
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, doubled
@@ -30,8 +30,8 @@ IQ4, MXFP4 = table_of_16(IQ4_VALUES), table_of_16(MXFP4_VALUES)
 def _tile_of_blocks(
     quants: WeightBytes, load_scale: Any, load_minimum: Any = None, *, offset: int = 0, is_short: bool = True
 ) -> Callable[..., Any]:
-    """Blocks of 32 columns with one scale, and perhaps one minimum, per row; near tiles have scales in p2."""
-    bytes_0, bytes_1 = quants.bytes_0, quants.bytes_1
+    """Blocks of 32 columns with one scale, and perhaps one minimum, per row; p0 quants, p1 scales."""
+    n_bytes = quants.n_bytes
 
     def make_tile(n_tok: int, *, is_near: bool = False) -> Any:
         ops = tile_operations(n_tok, is_near=is_near)
@@ -40,24 +40,24 @@ def _tile_of_blocks(
         if load_minimum is None:
 
             @device(_TILE)
-            def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+            def tile(p0, p1, p2, n, x, x_block, x_tok, out):
                 acc = zeros()
                 for block in range(n):
                     if is_near:
-                        prefetch(p2 + 32 * (block + NEAR_GROUPS))
-                    scale = load_scale(p1, p2, block)
-                    acc = add_products(acc, p0 + bytes_0 * block, p1 + bytes_1 * block, scale, x)
+                        prefetch(p1 + 32 * (block + NEAR_GROUPS))
+                    scale = load_scale(p1, block)
+                    acc = add_products(acc, p0 + n_bytes * block, scale, x)
                     x += x_block
                 store(out, acc)
         else:
 
             @device(_TILE)
-            def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+            def tile(p0, p1, p2, n, x, x_block, x_tok, out):
                 acc = zeros()
                 for block in range(n):
-                    scale = load_scale(p1, p2, block)
-                    acc = add_products(acc, p0 + bytes_0 * block, p1 + bytes_1 * block, scale, x)
-                    acc = add_minimums(acc, load_minimum(p1, p2, block), x)
+                    scale = load_scale(p1, block)
+                    acc = add_products(acc, p0 + n_bytes * block, scale, x)
+                    acc = add_minimums(acc, load_minimum(p1, block), x)
                     x += x_block
                 store(out, acc)
 
@@ -66,41 +66,26 @@ def _tile_of_blocks(
     return make_tile
 
 
-_SCALE = f32x16(int64, int64, int64)
+_SCALE = f32x16(int64, int64)
 
 
 @device(_SCALE)
-def _d_of_part1(p1, p2, block):
+def _d(p1, block):
     return load_f16x16(p1 + 32 * block)
 
 
 @device(_SCALE)
-def _d_of_part2(p1, p2, block):
-    return load_f16x16(p2 + 32 * block)
-
-
-@device(_SCALE)
-def _dm_scale1(p1, p2, block):
+def _dm_scale(p1, block):
     return load_f16x16(p1 + 64 * block)
 
 
 @device(_SCALE)
-def _dm_minimum1(p1, p2, block):
+def _dm_minimum(p1, block):
     return load_f16x16(p1 + 64 * block + 32)
 
 
 @device(_SCALE)
-def _dm_scale2(p1, p2, block):
-    return load_f16x16(p2 + 64 * block)
-
-
-@device(_SCALE)
-def _dm_minimum2(p1, p2, block):
-    return load_f16x16(p2 + 64 * block + 32)
-
-
-@device(_SCALE)
-def _e8m0_half(p1, p2, block):
+def _e8m0_half(p1, block):
     """Return 2**(e - 128): half of the block's scale, because MXFP4_VALUES are doubled."""
     e = load_u8x16(p1 + 16 * block)
     # e >= 2 is a normal exponent e - 1; e of 0 and 1 are the subnormals 2**-128 and 2**-127.
@@ -111,8 +96,8 @@ def _e8m0_half(p1, p2, block):
 
 
 def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
-    """Q4_K, Q5_K: blocks of 256 columns, eight 6-bit scales and minimums per row (p0 q4, p1 dm, p2 s6, p3 q1)."""
-    bytes_0, bytes_1 = quants.bytes_0, quants.bytes_1
+    """Q4_K, Q5_K: blocks of 256 columns, eight 6-bit scales and minimums per row (p0 q4 or q5, p1 dm, p2 s6)."""
+    n_bytes = quants.n_bytes
 
     def make_tile(n_tok: int, *, is_near: bool = False) -> Any:
         ops = tile_operations(n_tok, is_near=is_near)
@@ -120,7 +105,7 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
         add_products, add_minimums = ops.add_products(quants), ops.add_minimums()
 
         @device(_TILE)
-        def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+        def tile(p0, p1, p2, n, x, x_block, x_tok, out):
             acc = zeros()
             for s in range(n // 8):
                 d = load_f16x16(p1 + 64 * s)
@@ -138,8 +123,7 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
                         scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
                         minimum = or_i32(shift_right(low, 4), shift_left(and_i32(high, 12), 2))
                         group = 8 * s + 4 * half + j
-                        q0, q1 = p0 + bytes_0 * group, p3 + bytes_1 * group
-                        acc = add_products(acc, q0, q1, mul(d, to_f32(scale)), x)
+                        acc = add_products(acc, p0 + n_bytes * group, mul(d, to_f32(scale)), x)
                         acc = add_minimums(acc, mul(minus_dmin, to_f32(minimum)), x)
                         x += x_block
             store(out, acc)
@@ -150,24 +134,24 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
 
 
 def _tile_q6_k(n_tok: int, *, is_near: bool = False) -> Any:
-    """Blocks of 256 columns, sixteen signed 8-bit scales per row (p0 q4, p1 q2, p2 s8, p3 d)."""
+    """Blocks of 256 columns, sixteen signed 8-bit scales per row (p0 q6, p1 s8, p2 d)."""
     ops = tile_operations(n_tok, is_near=is_near)
     zeros, store = ops.zeros, ops.store
     add_half_products = ops.add_half_products(SIX_BIT, 32)
 
     @device(_TILE)
-    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+    def tile(p0, p1, p2, n, x, x_block, x_tok, out):
         acc = zeros()
         for s in range(n // 8):
-            d = load_f16x16(p3 + 32 * s)
+            d = load_f16x16(p2 + 32 * s)
             if is_near:
-                prefetch(p3 + 32 * (s + NEAR_GROUPS // 8))
+                prefetch(p2 + 32 * (s + NEAR_GROUPS // 8))
             for j in range(8 * s, 8 * s + 8):
                 if is_near:
-                    prefetch(p2 + 32 * (j + NEAR_GROUPS))
-                scale_0, scale_1 = load_i8x16(p2 + 32 * j), load_i8x16(p2 + 32 * j + 16)
+                    prefetch(p1 + 32 * (j + NEAR_GROUPS))
+                scale_0, scale_1 = load_i8x16(p1 + 32 * j), load_i8x16(p1 + 32 * j + 16)
                 scale_0, scale_1 = mul(d, to_f32(scale_0)), mul(d, to_f32(scale_1))
-                acc = add_half_products(acc, p0 + 256 * j, p1 + 128 * j, scale_0, scale_1, x)
+                acc = add_half_products(acc, p0 + 384 * j, scale_0, scale_1, x)
                 x += x_block
         store(out, acc)
 
@@ -175,7 +159,7 @@ def _tile_q6_k(n_tok: int, *, is_near: bool = False) -> Any:
 
 
 def _tile_q3_k(n_tok: int) -> Any:
-    """Blocks of 256 columns, sixteen 6-bit scales per row (p0 q2, p1 q1, p2 s6, p3 d)."""
+    """Blocks of 256 columns, sixteen 6-bit scales per row (p0 q3, p1 s6, p2 d)."""
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
     add_half_products = ops.add_half_products(THREE_BIT, 4)
@@ -188,14 +172,13 @@ def _tile_q3_k(n_tok: int) -> Any:
         return to_f32(sub_i32(scale, splat_i32(32)))
 
     @device(_TILE)
-    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+    def tile(p0, p1, p2, n, x, x_block, x_tok, out):
         acc = zeros()
         for s in range(n // 8):
-            d = load_f16x16(p3 + 32 * s)
+            d = load_f16x16(p2 + 32 * s)
             for j in range(8):
-                q0, q1 = p0 + 128 * (8 * s + j), p1 + 64 * (8 * s + j)
-                scale_0, scale_1 = scale_of(p2 + 192 * s, 2 * j), scale_of(p2 + 192 * s, 2 * j + 1)
-                acc = add_half_products(acc, q0, q1, mul(d, scale_0), mul(d, scale_1), x)
+                scale_0, scale_1 = scale_of(p1 + 192 * s, 2 * j), scale_of(p1 + 192 * s, 2 * j + 1)
+                acc = add_half_products(acc, p0 + 192 * (8 * s + j), mul(d, scale_0), mul(d, scale_1), x)
                 x += x_block
         store(out, acc)
 
@@ -210,7 +193,7 @@ def _tile_q2_k(n_tok: int) -> Any:
     first_minimum, second_minimum = (ops.add_minimums(half=h) for h in (0, 1))
 
     @device(_TILE)
-    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+    def tile(p0, p1, p2, n, x, x_block, x_tok, out):
         acc = zeros()
         for s in range(n // 8):
             d = load_f16x16(p2 + 64 * s)
@@ -218,7 +201,7 @@ def _tile_q2_k(n_tok: int) -> Any:
             for j in range(8 * s, 8 * s + 8):
                 s0, s1 = load_u8x16(p1 + 32 * j), load_u8x16(p1 + 32 * j + 16)
                 scale_0, scale_1 = mul(d, to_f32(and_i32(s0, 15))), mul(d, to_f32(and_i32(s1, 15)))
-                acc = add_half_products(acc, p0 + 128 * j, 0, scale_0, scale_1, x)
+                acc = add_half_products(acc, p0 + 128 * j, scale_0, scale_1, x)
                 acc = first_minimum(acc, mul(minus_dmin, to_f32(shift_right(s0, 4))), x)
                 acc = second_minimum(acc, mul(minus_dmin, to_f32(shift_right(s1, 4))), x)
                 x += x_block
@@ -234,7 +217,7 @@ def _tile_iq4_xs(n_tok: int) -> Any:
     add_products = ops.add_products(IQ4)
 
     @device(_TILE)
-    def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+    def tile(p0, p1, p2, n, x, x_block, x_tok, out):
         acc = zeros()
         for s in range(n // 8):
             d = load_f16x16(p1 + 32 * s)
@@ -243,7 +226,7 @@ def _tile_iq4_xs(n_tok: int) -> Any:
                 high = shift_right(load_u8x16(p2 + 96 * s + 64 + 16 * (j % 2)), 2 * (j // 2))
                 scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
                 scale = mul(d, to_f32(sub_i32(scale, splat_i32(32))))
-                acc = add_products(acc, p0 + 256 * (8 * s + j), 0, scale, x)
+                acc = add_products(acc, p0 + 256 * (8 * s + j), scale, x)
                 x += x_block
         store(out, acc)
 
@@ -258,7 +241,7 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
         zeros, store, add_column = ops.zeros, ops.store, ops.add_column
 
         @device(_TILE)
-        def tile(p0, p1, p2, p3, n, x, x_block, x_tok, out):
+        def tile(p0, p1, p2, n, x, x_block, x_tok, out):
             acc = zeros()
             for column in range(n):
                 acc = add_column(acc, load_weight(p0 + n_bytes * column), x + 4 * column, x_tok)
@@ -272,12 +255,12 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
 # How to make a tile of each format. A tile gets the addresses of the format's parts in the order of
 # ``quant/pack_format.py``.
 TILES: dict[str, Callable[..., Any]] = {
-    "Q4_0": _tile_of_blocks(FOUR_BIT, _d_of_part1, offset=8),
-    "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale1, _dm_minimum1),
-    "Q5_0": _tile_of_blocks(FIVE_BIT, _d_of_part2, offset=16),
-    "Q5_1": _tile_of_blocks(FIVE_BIT, _dm_scale2, _dm_minimum2),
-    "Q8_0": _tile_of_blocks(SIGNED_BYTE, _d_of_part1),
-    "IQ4_NL": _tile_of_blocks(IQ4, _d_of_part1),
+    "Q4_0": _tile_of_blocks(FOUR_BIT, _d, offset=8),
+    "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale, _dm_minimum),
+    "Q5_0": _tile_of_blocks(FIVE_BIT, _d, offset=16),
+    "Q5_1": _tile_of_blocks(FIVE_BIT, _dm_scale, _dm_minimum),
+    "Q8_0": _tile_of_blocks(SIGNED_BYTE, _d),
+    "IQ4_NL": _tile_of_blocks(IQ4, _d),
     "MXFP4": _tile_of_blocks(MXFP4, _e8m0_half, is_short=False),
     "Q4_K": _tile_k_minimums(FOUR_BIT),
     "Q5_K": _tile_k_minimums(FIVE_BIT),

@@ -6,7 +6,7 @@ fewer than 16 rows. These do nothing but move bits, at the speed of memory, and 
 A matrix is an operation like any other, so that one call out of Python packs many, with a team of threads.
 Record words after the two that all share (the number of rows, word 1, is not used):
 
-2 source, 3 bytes of a row, 4 row groups, 5 blocks of a row (of 8 columns for F16 and BF16), 6..9 parts in the order
+2 source, 3 bytes of a row, 4 row groups, 5 blocks of a row (of 8 columns for F16 and BF16), 6..8 parts in the order
 of ``quant/pack_format.py``, 10 (written) not 0: a scale (or weight) is infinite or NaN. Source and parts are the
 addresses of the first row group's.
 """
@@ -28,44 +28,44 @@ from ..simd.vector import any_sign, device, i32x16, int64, or_i32, splat_i32, vo
 from .layout import FLOAT_COLUMNS, PACK_SPECIAL
 from .rows import first_unit
 
-# block(source, row_bytes, index, part 0 .. part 3) packs one block of 16 rows; ``index`` counts blocks of the parts.
-_BLOCK = i32x16(*[int64] * 7)
+# block(source, row_bytes, index, part 0 .. part 2) packs one block of 16 rows; ``index`` counts blocks of the parts.
+_BLOCK = i32x16(*[int64] * 6)
 
 
 @device(_BLOCK)
-def _q4_0(source, step, i, p0, p1, p2, p3):
+def _q4_0(source, step, i, p0, p1, p2):
     pack_nibbles_16(source + 2, step, p0 + 256 * i)
     return special_halves(pack_half(source, step, p1 + 32 * i))
 
 
 @device(_BLOCK)
-def _q4_1(source, step, i, p0, p1, p2, p3):
+def _q4_1(source, step, i, p0, p1, p2):
     pack_nibbles_16(source + 4, step, p0 + 256 * i)
     return special_halves(pack_half_pair(source, step, p1 + 64 * i))
 
 
 @device(_BLOCK)
-def _q5_0(source, step, i, p0, p1, p2, p3):
-    pack_nibbles_16(source + 6, step, p0 + 256 * i)
-    pack_bits_of_word(source + 2, step, p1 + 64 * i)
-    return special_halves(pack_half(source, step, p2 + 32 * i))
+def _q5_0(source, step, i, p0, p1, p2):
+    pack_bits_of_word(source + 2, step, p0 + 320 * i)
+    pack_nibbles_16(source + 6, step, p0 + 320 * i + 64)
+    return special_halves(pack_half(source, step, p1 + 32 * i))
 
 
 @device(_BLOCK)
-def _q5_1(source, step, i, p0, p1, p2, p3):
-    pack_nibbles_16(source + 8, step, p0 + 256 * i)
-    pack_bits_of_word(source + 4, step, p1 + 64 * i)
-    return special_halves(pack_half_pair(source, step, p2 + 64 * i))
+def _q5_1(source, step, i, p0, p1, p2):
+    pack_bits_of_word(source + 4, step, p0 + 320 * i)
+    pack_nibbles_16(source + 8, step, p0 + 320 * i + 64)
+    return special_halves(pack_half_pair(source, step, p1 + 64 * i))
 
 
 @device(_BLOCK)
-def _q8_0(source, step, i, p0, p1, p2, p3):
+def _q8_0(source, step, i, p0, p1, p2):
     pack_words_8(source + 2, step, p0 + 512 * i)
     return special_halves(pack_half(source, step, p1 + 32 * i))
 
 
 @device(_BLOCK)
-def _q4_k(source, step, i, p0, p1, p2, p3):
+def _q4_k(source, step, i, p0, p1, p2):
     for pair in range(4):
         group = p0 + 2048 * i + 512 * pair
         pack_nibbles_32(source + 16 + 32 * pair, step, group, group + 256)
@@ -73,30 +73,30 @@ def _q4_k(source, step, i, p0, p1, p2, p3):
 
 
 @device(_BLOCK)
-def _q5_k(source, step, i, p0, p1, p2, p3):
+def _q5_k(source, step, i, p0, p1, p2):
+    pack_bits(source + 16, step, p0 + 2560 * i)
     for pair in range(4):
-        group = p0 + 2048 * i + 512 * pair
-        pack_nibbles_32(source + 48 + 32 * pair, step, group, group + 256)
-    pack_bits(source + 16, step, p3 + 512 * i)
+        group = p0 + 2560 * i + 640 * pair + 64
+        pack_nibbles_32(source + 48 + 32 * pair, step, group, group + 320)
     return special_halves(pack_k_scales(source, step, p1 + 64 * i, p2 + 192 * i))
 
 
 @device(_BLOCK)
-def _q6_k(source, step, i, p0, p1, p2, p3):
+def _q6_k(source, step, i, p0, p1, p2):
     for half in range(2):
         for group in range(2):  # low nibbles are columns 32 group .. 32 group + 31, high ones those 64 further on
-            out = p0 + 2048 * i + 1024 * half + 256 * group
-            pack_nibbles_32(source + 64 * half + 32 * group, step, out, out + 512)
-        pack_crumbs(source + 128 + 32 * half, step, p1 + 1024 * i + 512 * half)
-    pack_bytes_16(source + 192, step, p2 + 256 * i)
-    return special_halves(pack_half(source + 208, step, p3 + 32 * i))
+            out = p0 + 3072 * i + 1536 * half + 384 * group + 128
+            pack_nibbles_32(source + 64 * half + 32 * group, step, out, out + 768)
+        pack_crumbs(source + 128 + 32 * half, step, p0 + 3072 * i + 1536 * half)
+    pack_bytes_16(source + 192, step, p1 + 256 * i)
+    return special_halves(pack_half(source + 208, step, p2 + 32 * i))
 
 
 def _float(exponent: int) -> Any:
     pack_halves = pack_halves_8(exponent)
 
     @device(_BLOCK)
-    def block(source, step, i, p0, p1, p2, p3):
+    def block(source, step, i, p0, p1, p2):
         return pack_halves(source, step, p0 + 256 * i)
 
     return block
@@ -125,12 +125,12 @@ def pack_kernel(name: str, _target: Target) -> Kernel:
     def pack(record, batch, worker, n_worker):
         source, row_bytes, n_rowgroup = load_i64(record + 16), load_i64(record + 24), load_i64(record + 32)
         n_block = load_i64(record + 40)
-        p0, p1, p2, p3 = load_i64(record + 48), load_i64(record + 56), load_i64(record + 64), load_i64(record + 72)
+        p0, p1, p2 = load_i64(record + 48), load_i64(record + 56), load_i64(record + 64)
         special = splat_i32(0)
         for g in range(first_unit(n_rowgroup, worker, n_worker), first_unit(n_rowgroup, worker + 1, n_worker)):
             for i in range(n_block):
                 at = source + 16 * row_bytes * g + block_bytes * i
-                special = or_i32(special, block(at, row_bytes, n_block * g + i, p0, p1, p2, p3))
+                special = or_i32(special, block(at, row_bytes, n_block * g + i, p0, p1, p2))
         if any_sign(special) != 0:
             store_i64(record + 8 * PACK_SPECIAL, 1)
 

@@ -85,7 +85,7 @@ def _store_nibbles(low: Lowering, words: list[Any], low_out: Any, high_out: Any)
 
 @operation(void(int64, int64, int64))
 def pack_nibbles_16(low, source, step, out):
-    """Pack 16 bytes that hold 32 columns, low nibbles 0..15, high nibbles 16..31, to 256 bytes of q4."""
+    """Pack 16 bytes that hold 32 columns, low nibbles 0..15, high nibbles 16..31, to 256 bytes."""
     _store_nibbles(low, _words(low, source, step, 4), out, low.at(out, 128))
 
 
@@ -97,31 +97,31 @@ def pack_nibbles_32(low, source, step, low_out, high_out):
 
 @operation(void(int64, int64, int64))
 def pack_crumbs(low, source, step, out):
-    """Pack 32 bytes whose bits 2j, 2j+1 hold columns ``32j .. 32j+31``, to four groups of q2 (128 bytes each)."""
+    """Pack 32 bytes whose bits 2j, 2j+1 hold columns ``32j .. 32j+31``, to the first 128 bytes of four groups of q6."""
     words = _words(low, source, step, 8)
     for v in range(2):
         four = words[4 * v : 4 * v + 4]
         for i, j, shift, mask in ((0, 1, 2, 0x33333333), (2, 3, 2, 0x33333333), (0, 2, 4, _LOW), (1, 3, 4, _LOW)):
             _swap(low, four, i, j, shift, mask)
         for group, word in enumerate(four):
-            low.store(low.at(out, 128 * group + 64 * v), word, 64)
+            low.store(low.at(out, 384 * group + 64 * v), word, 64)
 
 
 @operation(void(int64, int64, int64))
 def pack_bits(low, source, step, out):
-    """Pack 32 bytes whose bit j holds columns ``32j .. 32j+31``, to eight groups of q1 (64 bytes each)."""
+    """Pack 32 bytes whose bit j holds columns ``32j .. 32j+31``, to the first 64 bytes of eight groups of q5."""
     words = _words(low, source, step, 8)
     for distance, mask in ((1, 0x55555555), (2, 0x33333333), (4, _LOW)):
         for i in range(8):
             if not i & distance:
                 _swap(low, words, i, i + distance, distance, mask)
     for group, word in enumerate(words):
-        low.store(low.at(out, 64 * group), word, 64)
+        low.store(low.at(out, 320 * group), word, 64)
 
 
 @operation(void(int64, int64, int64))
 def pack_bits_of_word(low, source, step, out):
-    """Pack 32 bits of 32 columns to one group of q1: bit ``4k + c`` goes to bit k of byte c."""
+    """Pack 32 bits of 32 columns to 64 bytes: bit ``4k + c`` goes to bit k of byte c."""
     bits = [_gather(low, source, step, I32)]
     for shift, mask in ((3, 0x0A0A0A0A), (6, 0x00CC00CC), (8, 0x0000FF00), (4, 0x00F000F0)):
         _swap(low, bits, 0, 0, shift, mask)

@@ -54,20 +54,19 @@ class _Group(Record):
 
     quants: WeightBytes
     offset: int
-    p0: Any
-    p1: Any
+    address: Any
     unpacked: list[list[Any]]  # by vector and part, where all are unpacked first
     ahead: dict[int, int]  # how many bytes ahead weights are asked for, and into which cache
 
     @classmethod
     def at(
-        cls, low: Lowering, quants: WeightBytes, offset: int, p0: Any, p1: Any, ahead: dict[int, int] | None = None
+        cls, low: Lowering, quants: WeightBytes, offset: int, address: Any, ahead: dict[int, int] | None = None
     ) -> _Group:
-        """Return the group whose quants lie at these addresses; ``ahead`` where it comes from memory."""
-        group = cls(quants, offset, p0, p1, [], ahead or {})
+        """Return the group whose quants lie at an address; ``ahead`` where it comes from memory."""
+        group = cls(quants, offset, address, [], ahead or {})
         if low.unpacks_first:
             for k in range(8):
-                group.unpacked.append([quants.vector(low, p0, p1, k, p) for p in range(low.n_part)])
+                group.unpacked.append([quants.vector(low, address, k, p) for p in range(low.n_part)])
                 group.prefetch(low, k)
         return group
 
@@ -75,11 +74,10 @@ class _Group(Record):
         """Ask for later weights, a fourth of them after each odd vector: between the loads, not all at once."""
         if k % 2 == 0:
             return
-        parts = ((self.p0, self.quants.bytes_0), (self.p1, self.quants.bytes_1))
-        lines = [(address, line) for address, n_byte in parts for line in range(0, n_byte, 64)]
+        lines = range(0, self.quants.n_bytes, 64)
         for distance, cache in self.ahead.items():
-            for address, line in lines[len(lines) * (k - 1) // 8 : len(lines) * (k + 1) // 8]:
-                low.prefetch(low.at(address, distance + line), cache)
+            for line in lines[len(lines) * (k - 1) // 8 : len(lines) * (k + 1) // 8]:
+                low.prefetch(low.at(self.address, distance + line), cache)
 
 
 class _Piece:
@@ -119,15 +117,15 @@ class _Piece:
         low, lanes, quants, offset = self.low, self.lanes, group.quants, group.offset
         ints, bytes_ = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
         vectors = range(8) if half is None else range(4 * half, 4 * half + 4)
-        addresses = [group.p0, group.p1]
+        address = group.address
 
         def weight(k: int, before: Sequence[Any]) -> list[Any]:
             if group.unpacked:
                 return [group.unpacked[vectors[k]][p] for p in self.parts]
+            nonlocal address
             if before:
-                addresses[0] = low.after(addresses[0], before)
-                addresses[1] = low.after(addresses[1], before) if quants.bytes_1 else addresses[1]
-            values = [quants.vector(low, *addresses, vectors[k], p) for p in self.parts]
+                address = low.after(address, before)
+            values = [quants.vector(low, address, vectors[k], p) for p in self.parts]
             if self.tokens.start == self.parts.start == 0:
                 group.prefetch(low, vectors[k])
             return values
@@ -205,9 +203,9 @@ def tile_operations(n_tok: int, *, is_near: bool = False) -> SimpleNamespace:
     def add_products(quants: WeightBytes, offset: int = 0, *, is_short: bool = True) -> Any:
         """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` by token; ``is_short``: ``scaled_dots``."""
 
-        @operation(acc_t(acc_t, int64, int64, f32x16, int64))
-        def add_products_(low, acc, p0, p1, scale, x):
-            group = _Group.at(low, quants, offset, p0, p1, ahead)
+        @operation(acc_t(acc_t, int64, f32x16, int64))
+        def add_products_(low, acc, weights, scale, x):
+            group = _Group.at(low, quants, offset, weights, ahead)
             return by_pieces(low, acc, x, lambda piece: piece.scaled_dots(group, None, scale, is_short=is_short))
 
         return add_products_
@@ -215,9 +213,9 @@ def tile_operations(n_tok: int, *, is_near: bool = False) -> SimpleNamespace:
     def add_half_products(quants: WeightBytes, offset: int = 0) -> Any:
         """Return ``acc + x_scale * (scale_0 * dot_0 + scale_1 * dot_1)``: columns 0..15 and 16..31 apart."""
 
-        @operation(acc_t(acc_t, int64, int64, f32x16, f32x16, int64))
-        def add_half_products_(low, acc, p0, p1, scale_0, scale_1, x):
-            group = _Group.at(low, quants, offset, p0, p1, ahead)
+        @operation(acc_t(acc_t, int64, f32x16, f32x16, int64))
+        def add_half_products_(low, acc, weights, scale_0, scale_1, x):
+            group = _Group.at(low, quants, offset, weights, ahead)
 
             def values(piece: _Piece) -> Any:
                 of_first = piece.scaled_dots(group, 0, scale_0, is_short=True)
@@ -294,7 +292,7 @@ def integer_tile(n_tok: int, quants: WeightBytes) -> SimpleNamespace:
     @operation(acc_t(acc_t, int64, int64))
     def add_dots(low, acc, weights, x):
         """Add the exact sum over 32 columns of ``weight * quant`` for every token (records at ``x``)."""
-        group = _Group.at(low, quants, 0, weights, weights)
+        group = _Group.at(low, quants, 0, weights)
         parts = range(low.n_part)
         totals = [[low.part(low.b.extract_value(acc, t), p, 16 // low.n_part) for p in parts] for t in range(n_tok)]
         for tokens, piece_parts in low.tile_pieces(n_tok):

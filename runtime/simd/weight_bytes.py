@@ -19,23 +19,25 @@ class WeightBytes(Record):
     """How the bytes of one format's groups are found.
 
     Attributes:
-        low: the bytes, or their low bits, from p0.
-        high: their high bits in place, from p1, or None.
-        bytes_0: bytes of a group at p0.
-        bytes_1: bytes of a group at p1.
+        low: the bytes, or their low bits.
+        high: their high bits in place, or None; they lie before the low ones.
+        high_bytes: the bytes of a group's high bits.
+        n_bytes: all bytes of a group.
         max_weight: the largest byte, all being unsigned; None for signed ones in the form of ``signed_operand``.
     """
 
     low: Field
     high: Field | None
-    bytes_0: int
-    bytes_1: int
+    high_bytes: int
+    n_bytes: int
     max_weight: int | None
 
-    def vector(self, low: Lowering, p0: Any, p1: Any, k: int, part: int) -> Any:
-        """Return a part of vector k of the group at p0 and p1."""
-        value = self.low(low, p0, k, part)
-        return value if self.high is None else low.b.or_(value, self.high(low, p1, k, part))
+    def vector(self, low: Lowering, group: Any, k: int, part: int) -> Any:
+        """Return a part of vector k of the group at an address."""
+        if self.high is None:
+            return self.low(low, group, k, part)
+        high = self.high(low, group, k, part)
+        return low.b.or_(self.low(low, low.at(group, self.high_bytes), k, part), high)
 
 
 def _nibble(low: Lowering, q4: Any, k: int, part: int) -> Any:
@@ -66,12 +68,12 @@ def table_of_16(table: tuple[int, ...]) -> WeightBytes:
     def value(low: Lowering, q4: Any, k: int, part: int) -> Any:
         return low.lookup16(_nibble(low, q4, k, part), table)
 
-    return WeightBytes(value, None, 256, 0, None)
+    return WeightBytes(value, None, 0, 256, None)
 
 
-FOUR_BIT = WeightBytes(_nibble, None, 256, 0, 15)
-FIVE_BIT = WeightBytes(_nibble, _bit(4), 256, 64, 31)
-SIX_BIT = WeightBytes(_nibble, _crumb(4), 256, 128, 63)
-TWO_BIT = WeightBytes(_crumb(0), None, 128, 0, 3)
-THREE_BIT = WeightBytes(_crumb(0), _bit(2), 128, 64, 7)
-SIGNED_BYTE = WeightBytes(_signed, None, 512, 0, None)
+FOUR_BIT = WeightBytes(_nibble, None, 0, 256, 15)
+FIVE_BIT = WeightBytes(_nibble, _bit(4), 64, 320, 31)
+SIX_BIT = WeightBytes(_nibble, _crumb(4), 128, 384, 63)
+TWO_BIT = WeightBytes(_crumb(0), None, 0, 128, 3)
+THREE_BIT = WeightBytes(_crumb(0), _bit(2), 64, 192, 7)
+SIGNED_BYTE = WeightBytes(_signed, None, 0, 512, None)

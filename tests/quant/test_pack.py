@@ -131,9 +131,10 @@ def test_layout_of_quants(matrix):
         nibble = block[48 + inside // 64 * 32 + inside % 32] >> (4 * (inside // 32 % 2)) & 15
         high = block[16 + inside % 32] >> (inside // 32) & 1
         vector = column % 32 // 4
-        q4 = bit_of(packed.parts["q4"][0, column // 32, vector // 2], row, column)
+        q5 = packed.parts["q5"][0, column // 32]
+        q4 = bit_of(q5[1 + vector // 2], row, column)
         assert (q4 >> (4 * (vector % 2))) & 15 == nibble
-        assert bit_of(packed.parts["q1"][0, column // 32], row, column) >> vector & 1 == high
+        assert bit_of(q5[0], row, column) >> vector & 1 == high
 
 
 def test_layout_of_two_bit_quants(matrix):
