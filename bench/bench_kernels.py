@@ -1,9 +1,10 @@
 """Speed of the matmul kernels: cache-resident tiles, and streaming from memory.
 
-    python bench/bench_kernels.py [--formats Q4_0,Q4_K] [--isa avx2] [--stream] [--threads 2]
+    python bench/bench_kernels.py [--formats Q4_0,Q4_K] [--isa avx2] [--threads 2] [--stream 24]
 
 A multiply and an add count as two operations. Times are the shortest of many short samples, so that a busy machine
-disturbs little.
+disturbs little. What a bus gives changes within minutes: ``--stream`` reads by turns with the roofline's probe and says
+which share of it each type reached, as quartiles of the turns' ratios.
 """
 
 import argparse
@@ -19,10 +20,12 @@ from llmrun.runtime.kernels.kernel_set import KernelSet
 from llmrun.runtime.kernels.layout import BARRIER_WORD, BATCH_WORDS, RECORD_WORDS, TOKEN_GROUP
 from llmrun.runtime.kernels.registry import MATMUL_FORMATS
 from llmrun.runtime.measure.kernel_speed import without_denormals
-from llmrun.runtime.simd.isa import choose_target
+from llmrun.runtime.measure.roofline import read_pass
+from llmrun.runtime.simd.isa import choose_target, is_zen
 from llmrun.runtime.simd.tile import RECORD_BYTES as X_BYTES
 
 N_RUN = 32  # of one sample
+STREAM_BYTES = 800e6  # beyond the largest third cache of a laptop or server
 
 
 def aligned(n_byte):
@@ -56,7 +59,7 @@ class Job:
         record[2:4] = n_row // 16, n_col if is_float else n_col // 32
         record[4 : 4 + len(parts)] = parts
         record[12:16] = self.x.ctypes.data, n_col * 4, self.y.ctypes.data, n_row * 4
-        record[20] = 1
+        record[20:22] = 1, int(is_zen())
         self.records[:] = record
         self.records[-1, BARRIER_WORD] = 1
         self.batch, self.team = batch, team
@@ -79,11 +82,35 @@ class Job:
         return best
 
 
+def stream(kernels, team, names, n_col, n_turn):
+    """Print each type's speed from memory for one token beside the probe's, by turns of all types."""
+    jobs = []
+    for name in names:
+        n_weight, n_byte = BLOCK[GgmlType[name]]
+        n_row = int(STREAM_BYTES / n_byte * n_weight / n_col)
+        jobs.append(Job(kernels, team, name, n_row // 32 * 32, n_col, 1, n_run=1))
+    probe_bytes, read = read_pass(kernels, team)
+    rates = np.empty((n_turn + 1, len(jobs), 2))  # GB/s of the kernel, of the probes before and after it
+    for turn in rates:
+        before = probe_bytes / read()
+        for i, job in enumerate(jobs):
+            rate = job.n_byte / job.sample_s()
+            after = probe_bytes / read()
+            turn[i] = rate / 1e9, (before + after) / 2e9
+            before = after
+    rates = rates[1:]  # the first turn only warms up
+    print(f"{'type':8}{'GB/s':>8}{'probe':>8}   share of it: quartiles")
+    for i, name in enumerate(names):
+        kernel, probe = np.median(rates[:, i], axis=0)
+        low, middle, high = np.quantile(rates[:, i, 0] / rates[:, i, 1], (0.25, 0.5, 0.75))
+        print(f"{name:8}{kernel:8.1f}{probe:8.1f}   {low:.3f} / {middle:.3f} / {high:.3f}", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--formats", default=",".join(MATMUL_FORMATS))
     parser.add_argument("--isa")
-    parser.add_argument("--stream", action="store_true", help="weights of 256 MB, one token: GB/s")
+    parser.add_argument("--stream", type=int, metavar="TURNS", help="one token, weights from memory, beside the probe")
     parser.add_argument("--widths", default="16,8,4,3,2,1", help="tokens per call")
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--cols", type=int, default=1536)
@@ -94,16 +121,16 @@ def main():
         os.environ["LLMRUN_ISA"] = args.isa
     target = choose_target()
     names = args.formats.split(",")
-    kernels = KernelSet([f"matmul_{n.lower()}" for n in names], target)
+    kernels = KernelSet([f"matmul_{n.lower()}" for n in names] + ["probe_read"], target)
     team = Team(kernels, args.threads)
-    print(f"{target.name}, threads: {args.threads}; Gop/s by tokens" + (", GB/s from memory" if args.stream else ""))
+    if args.stream:
+        print(f"{target.name}, threads: {args.threads}")
+        stream(kernels, team, names, args.cols, args.stream)
+        team.close()
+        return
+    print(f"{target.name}, threads: {args.threads}; Gop/s by tokens")
     widths = [int(w) for w in args.widths.split(",")]
-    print(
-        f"{'type':8}"
-        + "".join(f"{f'T={w}':>9}" for w in widths)
-        + f"{f'T={widths[-1]} GB/s':>10}"
-        + ("  stream GB/s" if args.stream else "")
-    )
+    print(f"{'type':8}" + "".join(f"{f'T={w}':>9}" for w in widths) + f"{f'T={widths[-1]} GB/s':>10}")
     for name in names:
         row = f"{name:8}"
         for n_tok in widths:
@@ -111,10 +138,6 @@ def main():
             seconds = job.best_s(args.seconds)
             row += f"{job.n_op / seconds / 1e9:9.1f}"
         row += f"{job.n_byte / seconds / 1e9:10.1f}"
-        if args.stream:
-            n_row = int(256e6 / (BLOCK[GgmlType[name]][1] / BLOCK[GgmlType[name]][0]) / args.cols) // 16 * 16
-            job = Job(kernels, team, name, n_row, args.cols, 1, n_run=1)
-            row += f"{job.n_byte / job.best_s(1.0) / 1e9:13.1f}"
         print(row, flush=True)
     team.close()
 

@@ -19,9 +19,9 @@ import numpy as np
 from ..simd.columns import Load, block_operations, halves, reductions, signed_bytes, vectors_for
 from ..simd.isa import Target
 from ..simd.scalar import larger, load_f32, load_i64, smaller, stack_bytes
-from ..simd.tile import RECORD_BYTES, tile_operations
+from ..simd.tile import RECORD_BYTES, fetch, tile_operations
 from ..simd.vector import (
-    add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, maximum, mul, prefetch, splat,
+    add, broadcast_f32, device, div, fma, int64, load_f16x16, load_f32x16, maximum, mul, splat,
     store_f32x16, store_strided, sub, void, where_between,
 )  # fmt: skip
 from ..simd.weight_bytes import SIGNED_BYTE
@@ -138,21 +138,10 @@ def _softmax_page(n_column: int) -> Any:
 _SCORE, _WEIGH_PAGE = void(*[int64] * 6), void(*[int64] * 7)
 
 
-def _fetch(n_byte: int) -> Any:
-    """Return what asks for the cache lines of so many bytes."""
-
-    @device(void(int64))
-    def fetch(address):
-        for line in range(0, n_byte, 64):
-            prefetch(address + line)
-
-    return fetch
-
-
 def _f16_scores(n_column: int, n_tile: int) -> Any:
     """Return what multiplies ``n_tile`` times 16 keys with all queries."""
     ops = block_operations(n_column, n_tile, halves)
-    zeros, store, add_outer, fetch = ops.zeros, ops.store, ops.add_outer(4), _fetch(32 * n_tile)
+    zeros, store, add_outer, fetch_keys = ops.zeros, ops.store, ops.add_outer(4), fetch(32 * n_tile)
 
     @device(_SCORE)
     def score(keys, tile, n_embd_head, queries, out, ahead):
@@ -161,7 +150,7 @@ def _f16_scores(n_column: int, n_tile: int) -> Any:
         acc = zeros()
         for i in range(n_embd_head):
             acc = add_outer(acc, keys + 32 * i, 32 * n_embd_head, queries + 4 * n_column * i)
-            fetch(ahead + 32 * n_tile * i)
+            fetch_keys(ahead + 32 * n_tile * i)
         store(out, acc)
 
     return score
@@ -170,7 +159,7 @@ def _f16_scores(n_column: int, n_tile: int) -> Any:
 def _q8_0_scores(n_column: int, n_tile: int) -> Any:
     """Return the same for quantised keys: the tile of a Q8_0 matmul."""
     ops = tile_operations(n_column)
-    zeros, store, add_products, fetch = ops.zeros, ops.store, ops.add_products(SIGNED_BYTE), _fetch(512)
+    zeros, store, add_products, fetch_keys = ops.zeros, ops.store, ops.add_products(SIGNED_BYTE), fetch(512)
 
     @device(_SCORE)
     def score(keys, tile, n_embd_head, queries, out, ahead):
@@ -181,7 +170,7 @@ def _q8_0_scores(n_column: int, n_tile: int) -> Any:
                 quants = keys + 16 * n_embd_head * t + 512 * block
                 scale = load_f16x16(scales + n_embd_head * t + 32 * block)
                 acc = add_products(acc, quants, scale, queries + RECORD_BYTES * n_column * block)
-                fetch(ahead + 16 * n_embd_head * t + 512 * block)
+                fetch_keys(ahead + 16 * n_embd_head * t + 512 * block)
             store(out + 64 * n_column * (t - tile), acc)
 
     return score
@@ -214,7 +203,7 @@ def _weigh(n_column: int, n_vector: int, load_vector: Load, item_bytes: int) -> 
     """Return what adds the weighted values of a page's slots to ``n_vector`` times 16 components of all columns."""
     ops = block_operations(n_column, n_vector, load_vector)
     load, store, scale_by, add_outer = ops.load, ops.store, ops.scale_by, ops.add_outer(64)
-    fetch, step = _fetch(16 * n_vector * item_bytes), 16 * n_vector * item_bytes
+    fetch_values, step = fetch(16 * n_vector * item_bytes), 16 * n_vector * item_bytes
 
     @device(void(*[int64] * 8))
     def weigh(values, slot_bytes, first, last, weights, factors, out, ahead):
@@ -226,7 +215,7 @@ def _weigh(n_column: int, n_vector: int, load_vector: Load, item_bytes: int) -> 
                 acc = add_outer(acc, value, 16 * item_bytes, weight)
                 value += slot_bytes
                 weight += 4
-                fetch(ahead)
+                fetch_values(ahead)
                 ahead += step
         store(out, acc)
 

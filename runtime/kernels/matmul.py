@@ -21,14 +21,13 @@ Record words (after the two that all share; addresses are of the first row group
 18     activation: 0 none (one matrix), 1 silu, 2 gelu
 19     activation records of y to write as well, or 0 (an even number of row groups)
 20     records per token and block of x: 1, or 2, whose products are added (one matrix, quantised weights)
-21     whether ``NEAR_FORMATS`` are asked for into the first cache where few tokens use them
+21     whether ``near`` tiles (``NEAR_TILES``) are used where few tokens read a matrix from memory
 =====  ===============================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from typing import Any
 
@@ -40,7 +39,7 @@ from ..simd.tile import RECORD_BYTES as X_BYTES
 from ..simd.scalar import larger, load_i64, smaller, stack_bytes
 from ..simd.vector import add, device, int64, load_f32x16, mul, store_f32x16, void
 from .layout import TOKEN_GROUP
-from .matmul_tiles import FLOAT_FORMATS, NEAR_FORMATS, NEAR_WIDTHS, TILES
+from .matmul_tiles import FLOAT_FORMATS, NEAR_TILES, TILES
 from .quantize import is_given_up, quantize_block, record_address
 from .vector_math import gelu, silu
 
@@ -88,18 +87,19 @@ def _choose_tiles(name: str, widths: tuple[int, ...]) -> Any:
     """Return a function that covers tokens as ``_make_tiles`` says; its last argument is word 21."""
     far = _make_tiles(TILES[name], widths)
     signature = void(*[int64] * 10)
-    if name not in NEAR_FORMATS:
+    ahead = NEAR_TILES.get(name)
+    if ahead is None:
 
         @device(signature)
         def tiles(p0, p1, p2, n, x, x_block, x_tok, out, n_tok, is_near):
             far(p0, p1, p2, n, x, x_block, x_tok, out, n_tok)
 
         return tiles
-    near = _make_tiles(partial(TILES[name], is_near=True), NEAR_WIDTHS)
+    near, n_near = _make_tiles(lambda n_tok: TILES[name](n_tok, ahead[n_tok]), tuple(ahead)), max(ahead)
 
     @device(signature)
     def near_or_far(p0, p1, p2, n, x, x_block, x_tok, out, n_tok, is_near):
-        if is_near != 0 and n_tok <= NEAR_WIDTHS[0]:
+        if is_near != 0 and n_tok <= n_near:
             near(p0, p1, p2, n, x, x_block, x_tok, out, n_tok)
         else:
             far(p0, p1, p2, n, x, x_block, x_tok, out, n_tok)

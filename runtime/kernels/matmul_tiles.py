@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..simd.tile import NEAR_BYTES, tile_operations
+from ..simd.tile import Ahead, fetch, tile_operations
 from ..simd.vector import (
     and_i32, as_f32, device, f32x16, int64, load_bf16x16, load_f16x16, load_f32x16, load_i8x16, load_u8x16, mul,
-    or_i32, prefetch, shift_left, shift_right, splat, splat_i32, sub, sub_i32, to_f32, void, where_less,
+    or_i32, shift_left, shift_right, splat, splat_i32, sub, sub_i32, to_f32, void, where_less,
 )  # fmt: skip
 from ..simd.weight_bytes import (
     FIVE_BIT, FOUR_BIT, SIGNED_BYTE, SIX_BIT, THREE_BIT, TWO_BIT, WeightBytes, table_of_16,
@@ -23,28 +23,34 @@ _TILE = void(*[int64] * 8)  # p0 p1 p2 n x x_block x_tok out
 
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml: kvalues_iq4nl
 MXFP4_VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)  # E2M1, doubled
-NEAR_GROUPS = NEAR_BYTES // 256  # column groups of 32, of which four bits each lie in p0
+NEAR_GROUPS, NEAR_SUPERS = 16, 2  # how far ahead near tiles ask for scales: column groups of 32 and of 256
 IQ4, MXFP4 = table_of_16(IQ4_VALUES), table_of_16(MXFP4_VALUES)
 
 
 def _tile_of_blocks(
-    quants: WeightBytes, load_scale: Any, load_minimum: Any = None, *, offset: int = 0, is_short: bool = True
+    quants: WeightBytes,
+    load_scale: Any,
+    load_minimum: Any = None,
+    *,
+    scale_bytes: int = 32,
+    offset: int = 0,
+    is_short: bool = True,
 ) -> Callable[..., Any]:
     """Blocks of 32 columns with one scale, and perhaps one minimum, per row; p0 quants, p1 scales."""
     n_bytes = quants.n_bytes
 
-    def make_tile(n_tok: int, *, is_near: bool = False) -> Any:
-        ops = tile_operations(n_tok, is_near=is_near)
+    def make_tile(n_tok: int, near: Ahead | None = None) -> Any:
+        ops = tile_operations(n_tok, near)
         zeros, store = ops.zeros, ops.store
         add_products, add_minimums = ops.add_products(quants, offset, is_short=is_short), ops.add_minimums()
+        ask = fetch(scale_bytes if near else 0)
         if load_minimum is None:
 
             @device(_TILE)
             def tile(p0, p1, p2, n, x, x_block, x_tok, out):
                 acc = zeros()
                 for block in range(n):
-                    if is_near:
-                        prefetch(p1 + 32 * (block + NEAR_GROUPS))
+                    ask(p1 + scale_bytes * (block + NEAR_GROUPS))
                     scale = load_scale(p1, block)
                     acc = add_products(acc, p0 + n_bytes * block, scale, x)
                     x += x_block
@@ -55,6 +61,7 @@ def _tile_of_blocks(
             def tile(p0, p1, p2, n, x, x_block, x_tok, out):
                 acc = zeros()
                 for block in range(n):
+                    ask(p1 + scale_bytes * (block + NEAR_GROUPS))
                     scale = load_scale(p1, block)
                     acc = add_products(acc, p0 + n_bytes * block, scale, x)
                     acc = add_minimums(acc, load_minimum(p1, block), x)
@@ -99,10 +106,11 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
     """Q4_K, Q5_K: blocks of 256 columns, eight 6-bit scales and minimums per row (p0 q4 or q5, p1 dm, p2 s6)."""
     n_bytes = quants.n_bytes
 
-    def make_tile(n_tok: int, *, is_near: bool = False) -> Any:
-        ops = tile_operations(n_tok, is_near=is_near)
+    def make_tile(n_tok: int, near: Ahead | None = None) -> Any:
+        ops = tile_operations(n_tok, near)
         zeros, store = ops.zeros, ops.store
         add_products, add_minimums = ops.add_products(quants), ops.add_minimums()
+        ask_dm, ask_s6 = (fetch(n if near else 0) for n in (64, 192))
 
         @device(_TILE)
         def tile(p0, p1, p2, n, x, x_block, x_tok, out):
@@ -110,12 +118,8 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
             for s in range(n // 8):
                 d = load_f16x16(p1 + 64 * s)
                 minus_dmin = sub(splat(0.0), load_f16x16(p1 + 64 * s + 32))
-                if is_near:
-                    later = s + NEAR_GROUPS // 8
-                    prefetch(p1 + 64 * later)
-                    prefetch(p2 + 192 * later)
-                    prefetch(p2 + 192 * later + 64)
-                    prefetch(p2 + 192 * later + 128)
+                ask_dm(p1 + 64 * (s + NEAR_SUPERS))
+                ask_s6(p2 + 192 * (s + NEAR_SUPERS))
                 for half in range(2):
                     for j in range(4):
                         low = load_u8x16(p2 + 192 * s + 64 * half + 16 * j)
@@ -133,22 +137,21 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
     return make_tile
 
 
-def _tile_q6_k(n_tok: int, *, is_near: bool = False) -> Any:
+def _tile_q6_k(n_tok: int, near: Ahead | None = None) -> Any:
     """Blocks of 256 columns, sixteen signed 8-bit scales per row (p0 q6, p1 s8, p2 d)."""
-    ops = tile_operations(n_tok, is_near=is_near)
+    ops = tile_operations(n_tok, near)
     zeros, store = ops.zeros, ops.store
     add_half_products = ops.add_half_products(SIX_BIT, 32)
+    ask = fetch(32 if near else 0)
 
     @device(_TILE)
     def tile(p0, p1, p2, n, x, x_block, x_tok, out):
         acc = zeros()
         for s in range(n // 8):
             d = load_f16x16(p2 + 32 * s)
-            if is_near:
-                prefetch(p2 + 32 * (s + NEAR_GROUPS // 8))
+            ask(p2 + 32 * (s + NEAR_SUPERS))
             for j in range(8 * s, 8 * s + 8):
-                if is_near:
-                    prefetch(p1 + 32 * (j + NEAR_GROUPS))
+                ask(p1 + 32 * (j + NEAR_GROUPS))
                 scale_0, scale_1 = load_i8x16(p1 + 32 * j), load_i8x16(p1 + 32 * j + 16)
                 scale_0, scale_1 = mul(d, to_f32(scale_0)), mul(d, to_f32(scale_1))
                 acc = add_half_products(acc, p0 + 384 * j, scale_0, scale_1, x)
@@ -210,17 +213,20 @@ def _tile_q2_k(n_tok: int) -> Any:
     return tile
 
 
-def _tile_iq4_xs(n_tok: int) -> Any:
+def _tile_iq4_xs(n_tok: int, near: Ahead | None = None) -> Any:
     """Blocks of 256 columns, eight 6-bit scales per row, table of values (p0 q4, p1 d, p2 s6)."""
-    ops = tile_operations(n_tok)
+    ops = tile_operations(n_tok, near)
     zeros, store = ops.zeros, ops.store
     add_products = ops.add_products(IQ4)
+    ask_d, ask_s6 = (fetch(n if near else 0) for n in (32, 96))
 
     @device(_TILE)
     def tile(p0, p1, p2, n, x, x_block, x_tok, out):
         acc = zeros()
         for s in range(n // 8):
             d = load_f16x16(p1 + 32 * s)
+            ask_d(p1 + 32 * (s + NEAR_SUPERS))
+            ask_s6(p2 + 96 * (s + NEAR_SUPERS))
             for j in range(8):
                 low = shift_right(load_u8x16(p2 + 96 * s + 16 * (j % 4)), 4 * (j // 4))
                 high = shift_right(load_u8x16(p2 + 96 * s + 64 + 16 * (j % 2)), 2 * (j // 2))
@@ -256,12 +262,12 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
 # ``quant/pack_format.py``.
 TILES: dict[str, Callable[..., Any]] = {
     "Q4_0": _tile_of_blocks(FOUR_BIT, _d, offset=8),
-    "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale, _dm_minimum),
+    "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale, _dm_minimum, scale_bytes=64),
     "Q5_0": _tile_of_blocks(FIVE_BIT, _d, offset=16),
-    "Q5_1": _tile_of_blocks(FIVE_BIT, _dm_scale, _dm_minimum),
+    "Q5_1": _tile_of_blocks(FIVE_BIT, _dm_scale, _dm_minimum, scale_bytes=64),
     "Q8_0": _tile_of_blocks(SIGNED_BYTE, _d),
     "IQ4_NL": _tile_of_blocks(IQ4, _d),
-    "MXFP4": _tile_of_blocks(MXFP4, _e8m0_half, is_short=False),
+    "MXFP4": _tile_of_blocks(MXFP4, _e8m0_half, scale_bytes=16, is_short=False),
     "Q4_K": _tile_k_minimums(FOUR_BIT),
     "Q5_K": _tile_k_minimums(FIVE_BIT),
     "Q6_K": _tile_q6_k,
@@ -272,7 +278,13 @@ TILES: dict[str, Callable[..., Any]] = {
     "BF16": _tile_float(load_bf16x16, 32),
     "F32": _tile_float(load_f32x16, 64),
 }
-# Formats that may be asked for into the first cache (``is_near``) where memory delivers them to one or two tokens.
-NEAR_FORMATS = ("Q4_K", "Q5_K", "Q6_K", "Q5_0")
-NEAR_WIDTHS = (2, 1)
+# Tiles for Zen cores: what they ask for of quants, by number of tokens (scales: 16 groups ahead). Such a core
+# streams one token's weights best by itself; one line in four keeps it going where its streams end, at pages of 4 kB.
+_EACH_LINE, _ONE_IN_FOUR = Ahead(4096, 1), Ahead(4096, 2, 256)
+_BOTH, _TWO, _ONE = {2: _EACH_LINE, 1: _EACH_LINE}, {2: _EACH_LINE, 1: _ONE_IN_FOUR}, {1: _ONE_IN_FOUR}
+_STREAM = {2: _ONE_IN_FOUR, 1: _ONE_IN_FOUR}
+NEAR_TILES: dict[str, dict[int, Ahead]] = {
+    "Q4_0": _ONE, "Q4_1": _ONE, "Q5_0": _BOTH, "Q5_1": _TWO, "Q8_0": _STREAM, "IQ4_NL": _ONE, "MXFP4": _ONE,
+    "Q4_K": _TWO, "Q5_K": _TWO, "Q6_K": _BOTH, "IQ4_XS": _ONE,
+}  # fmt: skip
 FLOAT_FORMATS = ("F16", "BF16", "F32")

@@ -3,8 +3,9 @@
 Record words:
 
 ==========  ==========================================================================================
-probe_read  2 data (64-byte aligned), 3 runs of 256 bytes, 4 results (64 bytes per worker), 5 passes:
-            the workers share the data out and read it; the result is the largest f32 of each lane
+probe_read  2 data (64-byte aligned), 3 runs of 256 bytes, 4 results (64 bytes per worker), 5 passes,
+            6 bytes ahead at which lines are asked for: the workers share the data out and read it;
+            the result is the largest f32 of each lane
 probe_dot   2 a group of 4-bit weights (256 bytes, ``weight_bytes.FOUR_BIT``), 3 activation records,
             4 results (``64 * width`` bytes per worker), 5 tiles of ``width`` records, 6 passes: every worker
             multiplies the group with all records; the result is the i32 sum of each token and row
@@ -25,7 +26,6 @@ from ..simd.weight_bytes import FOUR_BIT
 from .probe_records import RUN_BYTES
 from .rows import first_unit
 
-PREFETCH_BYTES = 2048
 _OP = void(*[int64] * 4)
 
 
@@ -33,15 +33,16 @@ def _probe_read(record, batch, worker, n_worker):
     data, n, out, n_pass = (
         load_i64(record + 16), load_i64(record + 24), load_i64(record + 32), load_i64(record + 40),
     )  # fmt: skip
+    ahead = load_i64(record + 48)
     start, stop = first_unit(n, worker, n_worker), first_unit(n, worker + 1, n_worker)
     m0 = m1 = m2 = m3 = splat(-3.0e38)
     for _ in range(n_pass):
         for i in range(start, stop):
             x = data + RUN_BYTES * i
-            prefetch(x + PREFETCH_BYTES)
-            prefetch(x + PREFETCH_BYTES + 64)
-            prefetch(x + PREFETCH_BYTES + 128)
-            prefetch(x + PREFETCH_BYTES + 192)
+            prefetch(x + ahead)
+            prefetch(x + ahead + 64)
+            prefetch(x + ahead + 128)
+            prefetch(x + ahead + 192)
             m0 = maximum(m0, load_f32x16(x))
             m1 = maximum(m1, load_f32x16(x + 64))
             m2 = maximum(m2, load_f32x16(x + 128))

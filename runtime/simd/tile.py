@@ -29,7 +29,7 @@ from llvmlite import ir
 
 from ...formats.record import Record
 from .lower import F32, F32X16, I8, I32, Lowering, constant
-from .vector import Vec, f32x16, int64, operation, void
+from .vector import Vec, device, f32x16, int64, operation, prefetch, void
 from .weight_bytes import WeightBytes
 
 RECORD_BYTES = 64
@@ -41,12 +41,18 @@ SCALE, SUM, SUM_0, SUM_1, SCALED_SUM, SCALED_SUM_0, SCALED_SUM_1 = 32, 36, 40, 4
 # trace: a chain of sums never is -0 when its products are no finer than 2**-148 (``quantize.SMALLEST``).
 SHIFT = 1.5 * 2.0**23
 
-# How far ahead weights are asked for, into the second cache: the first has few buffers for lines under way. Tiles of
-# three tokens and more leave it time: they fetch what comes next from there.
-PREFETCH_BYTES, NEXT_BYTES, N_TOK_FOR_NEXT = 8192, 1024, 3
-# Zen 4 streams formats that take many instructions a byte faster into the first cache (Q4_K, one token: 39 instead of
-# 36 GB/s of 43; Q4_0 27 instead of 29 of 30), where scales are asked for as well (``kernels/matmul_tiles.py``).
-NEAR_BYTES = 4096
+
+class Ahead(Record):
+    """Which later weights a group asks for: so many bytes ahead, into which cache, one line in ``step`` bytes."""
+
+    n_bytes: int
+    cache: int
+    step: int = 64
+
+
+# The second cache takes most: the first has few buffers for lines under way. Tiles of three tokens and more leave it
+# time to fetch what comes next from there.
+AHEAD, N_TOK_FOR_NEXT, NEXT = Ahead(8192, 2), 3, Ahead(1024, 1)
 
 
 class _Group(Record):
@@ -56,14 +62,12 @@ class _Group(Record):
     offset: int
     address: Any
     unpacked: list[list[Any]]  # by vector and part, where all are unpacked first
-    ahead: dict[int, int]  # how many bytes ahead weights are asked for, and into which cache
+    ahead: tuple[Ahead, ...]
 
     @classmethod
-    def at(
-        cls, low: Lowering, quants: WeightBytes, offset: int, address: Any, ahead: dict[int, int] | None = None
-    ) -> _Group:
+    def at(cls, low: Lowering, quants: WeightBytes, offset: int, address: Any, ahead: tuple[Ahead, ...] = ()) -> _Group:
         """Return the group whose quants lie at an address; ``ahead`` where it comes from memory."""
-        group = cls(quants, offset, address, [], ahead or {})
+        group = cls(quants, offset, address, [], ahead)
         if low.unpacks_first:
             for k in range(8):
                 group.unpacked.append([quants.vector(low, address, k, p) for p in range(low.n_part)])
@@ -74,10 +78,10 @@ class _Group(Record):
         """Ask for later weights, a fourth of them after each odd vector: between the loads, not all at once."""
         if k % 2 == 0:
             return
-        lines = range(0, self.quants.n_bytes, 64)
-        for distance, cache in self.ahead.items():
+        for ahead in self.ahead:
+            lines = range(0, self.quants.n_bytes, ahead.step)
             for line in lines[len(lines) * (k - 1) // 8 : len(lines) * (k + 1) // 8]:
-                low.prefetch(low.at(self.address, distance + line), cache)
+                low.prefetch(low.at(self.address, ahead.n_bytes + line), ahead.cache)
 
 
 class _Piece:
@@ -165,15 +169,15 @@ class _Piece:
                 acc[t][p] = self.low.fma(value, x_scale, acc[t][p])
 
 
-def tile_operations(n_tok: int, *, is_near: bool = False) -> SimpleNamespace:
+def tile_operations(n_tok: int, near: Ahead | None = None) -> SimpleNamespace:
     """Return the operations of a tile of ``n_tok`` tokens (their accumulator type is ``acc_t``).
 
-    ``is_near``: weights are asked for into the first cache.
+    ``near``: which weights are asked for instead of those that suit most CPUs.
     """
     acc_t = Vec("f32", 16, n_tok)
-    ahead = {PREFETCH_BYTES: 2} if n_tok < N_TOK_FOR_NEXT else {NEXT_BYTES: 1, PREFETCH_BYTES: 2}
-    if is_near:
-        ahead = {NEAR_BYTES: 1}
+    ahead = (AHEAD,) if n_tok < N_TOK_FOR_NEXT else (NEXT, AHEAD)
+    if near is not None:
+        ahead = (near,)
 
     def each(low: Lowering, acc: Any, function: Any) -> Any:
         if n_tok == 1:
@@ -278,6 +282,17 @@ def tile_operations(n_tok: int, *, is_near: bool = False) -> SimpleNamespace:
         add_half_products=add_half_products, add_minimums=add_minimums,
         add_column=add_column, store=store, load=load, scale_by=scale_by,
     )  # fmt: skip
+
+
+def fetch(n_byte: int) -> Any:
+    """Return what asks for the cache lines of so many bytes at an address, into the first cache."""
+
+    @device(void(int64))
+    def fetch_lines(address):
+        for line in range(0, n_byte, 64):
+            prefetch(address + line)
+
+    return fetch_lines
 
 
 def integer_tile(n_tok: int, quants: WeightBytes) -> SimpleNamespace:

@@ -9,7 +9,7 @@ from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.runtime.executor import threaded
 from llmrun.runtime.fuse import FLOAT_FORMATS, fuse, lower
 from llmrun.runtime.kernels import reference as twin
-from llmrun.runtime.kernels.matmul_tiles import NEAR_FORMATS
+from llmrun.runtime.kernels.matmul_tiles import NEAR_TILES
 from llmrun.runtime.kernels.registry import MATMUL_FORMATS
 from llmrun.runtime.weights import look_up
 
@@ -76,7 +76,7 @@ def test_equals_the_twin_for_every_number_of_tokens(machine, target_name, name):
 
 
 @pytest.mark.parametrize("is_zen", [False, True])
-@pytest.mark.parametrize(("target_name", "name"), [p for p in PAIRS if p[1] in NEAR_FORMATS])
+@pytest.mark.parametrize(("target_name", "name"), [p for p in PAIRS if p[1] in NEAR_TILES])
 def test_where_weights_are_asked_for_changes_nothing(machine, monkeypatch, target_name, name, is_zen):
     monkeypatch.setattr(threaded, "is_zen", lambda: is_zen)
     weights, w, x, want = case(name, *shapes(name)[-1])
