@@ -21,6 +21,8 @@ Bytes = npt.NDArray[np.uint8]
 # A fifo without a writer blocks an ordinary open for ever; Windows would translate line ends in a text file.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 
+FETCH_BYTES = 1 << 20  # read at a time
+
 
 class ByteFile:
     """An open file whose size is fixed at ``open``; every read is checked against it.
@@ -147,6 +149,36 @@ class ByteFile:
         if stop > start:
             self._map.madvise(advice, start, stop - start)
 
+    def fetch(self, offset: int, n_bytes: int) -> None:
+        """Let the system read a range of the mapped file into its cache: who touches it later does not wait for a disk.
+
+        Takes as long as the disk does, about a microsecond a MB where the range is cached, and on macOS no time: there
+        the system is only asked. Ends early when the file is closed or cannot be read. Makes no page resident. Does
+        nothing without a mapping, on Windows, and on file systems that do not tell what is cached.
+        """
+        self._check_range(offset, n_bytes)
+        start, stop = offset - offset % FETCH_BYTES, offset + n_bytes
+        with self._lock:
+            if self._map is None:
+                return
+            if not hasattr(os, "RWF_NOWAIT"):
+                if hasattr(mmap, "MADV_WILLNEED"):  # Linux would read no more than it reads ahead
+                    self._map.madvise(mmap.MADV_WILLNEED, start, stop - start)
+                return
+            fd = os.dup(self._fd)  # its own: ``close`` does not wait
+        pieces = range(start, stop, FETCH_BYTES)
+        buffer = bytearray(FETCH_BYTES)
+        try:
+            if not all(_is_cached(fd, piece) for piece in pieces):
+                for piece in pieces:
+                    if self._fd < 0:
+                        break
+                    os.preadv(fd, [buffer], piece)
+        except OSError:
+            pass  # who needs it will say so
+        finally:
+            os.close(fd)
+
     @property
     def is_mapped(self) -> bool:
         """Whether ``array`` returns views of the file, not of a copy."""
@@ -168,13 +200,26 @@ class ByteFile:
 
     def close(self) -> None:
         """Close the file. Views that ``array`` returned stay valid: the mapping ends with the last of them."""
-        if self._fd < 0:
-            return
-        os.close(self._fd)
-        self._fd, self._view = -1, None
-        if self._map is not None:
-            mapping, self._map = self._map, None
+        with self._lock:
+            if self._fd < 0:
+                return
+            os.close(self._fd)
+            mapping, self._fd, self._view, self._map = self._map, -1, None, None
+        if mapping is not None:
             try:
                 mapping.close()
             except BufferError:  # views are still in use
                 return
+
+
+def _is_cached(fd: int, offset: int) -> bool:
+    """Return whether a byte of a file can be read without waiting.
+
+    Raises:
+        OSError: the file system does not tell.
+    """
+    try:
+        os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    return True

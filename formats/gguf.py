@@ -102,6 +102,10 @@ class GgufFile:
         """
         self._files[info.shard].release(info.offset + start, (info.n_bytes if stop is None else stop) - start)
 
+    def fetch(self, info: TensorInfo) -> None:
+        """Let the system read a tensor of a mapped file into its cache, without making it resident; waits for that."""
+        self._files[info.shard].fetch(info.offset, info.n_bytes)
+
     def check_unchanged(self) -> None:
         """Check that no file has changed since ``open``; call it before touching mapped data after a pause.
 

@@ -158,6 +158,7 @@ class Engine:
             team = Team(kernels, threads)
             vocabulary = _Background(lambda: _load_text(file, tokenizer_pre))
             weights.pack_with(kernels, team)
+            weights.fetch_tables([program])
             weights.load(streamed_weights(program), on_progress)
             file.check_unchanged()
             executor = ThreadedExecutor(program, weights, pages, kernels, team, n_tok=n_ubatch, n_out=n_out)

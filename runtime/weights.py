@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +30,7 @@ from .described_weights import DescribedWeights
 from .executor.team import Team
 from .kernels.kernel_set import KernelSet
 from .packing import Pack, Piece, pack_by_kernels, pack_finite, pack_kernel_of
-from .program import Weight
+from .program import Program, Weight
 
 F32 = NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
@@ -182,6 +183,21 @@ class GgufWeights(DescribedWeights[TensorInfo]):
             n_byte = row_bytes(info.ggml_type, weight.n_in)
             self._tables[weight.name] = self._file.data(info).reshape(weight.n_out, n_byte)
         return self._tables[weight.name]
+
+    def fetch_tables(self, programs: Sequence[Program]) -> None:
+        """Let the system read from the disk, in the background, what programs look up and do not pack as well.
+
+        Otherwise each first look into a part of a table waits for the disk.
+        """
+
+        def weights_of(kind: str) -> set[Weight]:
+            return {w for program in programs for op in program.ops if op.kind == kind for w in op.weights}
+
+        for table in weights_of("embed"):
+            n_packed_row = sum(w.n_out for w in weights_of("matmul") if w.name == table.name)
+            if self.has(table.name) and n_packed_row < table.n_out:
+                info = self._file.tensors[table.name]
+                threading.Thread(target=self._file.fetch, args=(info,), daemon=True).start()
 
     def packed_bytes(self, weights: Iterable[Weight]) -> int:
         """Return the bytes that the matrices take when packed."""

@@ -63,6 +63,7 @@ class DraftWeights(GgufWeights):
         names = set[str]().union(*map(kernels_of, programs)) | pack_kernels_of(own)
         kernels = KernelSet(names, choose_target(), on_progress=on_progress)
         self.pack_with(kernels, team)
+        self.fetch_tables(programs)
         self.load(own, on_progress)
         self._file.check_unchanged()
         return kernels, n_byte

@@ -4,6 +4,7 @@ import mmap
 import os
 import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,3 +219,111 @@ def test_release_without_madvise_does_nothing(tmp_path, monkeypatch):
     with GgufFile.open(path) as model:
         model.release(model.tensor("a"))
         assert model.data(model.tensor("a")).view(np.float32).tolist() == list(range(9))
+
+
+@pytest.fixture
+def long_file(tmp_path):
+    """A mapped file of 5.5 MB."""
+    path = tmp_path / "f"
+    path.write_bytes(bytes(11 << 19))
+    file = ByteFile.open(path)
+    yield file
+    file.close()
+
+
+class Disk:
+    """Stands in for ``os.preadv`` where it tells what is cached; remembers what was read."""
+
+    def __init__(self, monkeypatch, cached):
+        self.cached, self.pieces, self.fds = cached, [], set()
+        monkeypatch.setattr(os, "RWF_NOWAIT", 8, raising=False)
+        monkeypatch.setattr(os, "preadv", self.preadv, raising=False)
+
+    def preadv(self, fd, buffers, offset, flags=0):
+        n = sum(map(len, buffers))
+        self.fds.add(fd)
+        if not flags:
+            self.pieces.append((offset, n))
+        elif offset not in self.cached:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return n
+
+
+MB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("cached", "want"), [((), [2, 3]), ((2 * MB,), [2, 3]), ((3 * MB,), [2, 3]), ((2 * MB, 3 * MB), [])]
+)
+def test_fetch_reads_a_range_that_is_not_all_there(long_file, monkeypatch, cached, want):
+    disk = Disk(monkeypatch, cached)
+    long_file.fetch(2 * MB + 5, MB + 7)
+    assert disk.pieces == [(n * MB, MB) for n in want]
+    for fd in disk.fds:  # closed
+        with pytest.raises(OSError, match="file descriptor"):
+            os.fstat(fd)
+    with pytest.raises(FormatError, match="outside the file"):
+        long_file.fetch(5 * MB, MB)
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="Linux")
+def test_what_is_fetched_is_cached_and_not_resident(long_file):
+    os.sync()
+    os.posix_fadvise(long_file._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    long_file.fetch(0, long_file.size)
+    try:
+        assert all(byte_file._is_cached(long_file._fd, offset) for offset in range(0, long_file.size, mmap.PAGESIZE))
+    except OSError:
+        pytest.skip("this file system does not tell")
+    assert resident_bytes(long_file.path) == 0
+
+
+@pytest.mark.parametrize("has_advice", [True, False])
+def test_fetch_where_nobody_tells_what_is_cached(long_file, monkeypatch, has_advice):
+    """As on macOS, which is asked for the pages, and on Windows."""
+    seen = []
+    monkeypatch.delattr(os, "RWF_NOWAIT", raising=False)
+    monkeypatch.setattr(
+        long_file, "_map", SimpleNamespace(madvise=lambda *a: seen.append(a), close=long_file._map.close)
+    )
+    if has_advice:
+        monkeypatch.setattr(byte_file.mmap, "MADV_WILLNEED", 3, raising=False)
+    else:
+        monkeypatch.delattr(byte_file.mmap, "MADV_WILLNEED", raising=False)
+    long_file.fetch(2 * MB + 5, MB + 7)
+    assert seen == [(3, 2 * MB, MB + 12)] * has_advice
+
+
+def test_fetch_without_mapping_does_nothing(unmapped, monkeypatch):
+    disk = Disk(monkeypatch, ())
+    unmapped.fetch(0, 100_000)
+    assert not disk.fds
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError(95, "Operation not supported")])
+def test_fetch_ends_where_the_disk_does(long_file, monkeypatch, error):
+    disk = Disk(monkeypatch, ())
+
+    def fail(*args):
+        disk.fds.add(args[0])
+        raise error
+
+    monkeypatch.setattr(os, "preadv", fail)
+    long_file.fetch(0, long_file.size)
+    assert len(disk.fds) == 1
+
+
+def test_fetch_ends_with_the_file(long_file, monkeypatch):
+    disk = Disk(monkeypatch, ())
+
+    def read_and_close(fd, buffers, offset, flags=0):
+        n = disk.preadv(fd, buffers, offset, flags)
+        long_file.close()
+        os.fstat(fd)  # still open
+        return n
+
+    monkeypatch.setattr(os, "preadv", read_and_close)
+    long_file.fetch(0, long_file.size)
+    assert disk.pieces == [(0, MB)]
+    long_file.fetch(0, 1)
+    assert disk.pieces == [(0, MB)]

@@ -1,5 +1,8 @@
 """Weights of a file: checked against what the model asks for, packed by any number of threads, kept once."""
 
+import threading
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,9 @@ from llmrun.formats.ggml_types import GgmlType
 from llmrun.formats.gguf import GgufFile
 from llmrun.quant.dequantize import dequantize
 from llmrun.quant.unpack import unpack
+from llmrun.runtime import weights as weights_module
+from llmrun.runtime.engine import Engine
+from llmrun.runtime.program import ProgramBuilder
 from llmrun.runtime.weights import GgufWeights, look_up
 
 from ..tiny_gguf import random_blocks, write_gguf
@@ -81,6 +87,42 @@ def test_tables_are_looked_up_in_the_file(opened, use_mmap):
         assert weights.table(weight) is weights.table(weight)  # read once where it is not mapped
 
 
+class AtOnce(threading.Thread):
+    """A thread that has ended when it has started."""
+
+    def start(self):
+        super().start()
+        self.join()
+
+
+@pytest.fixture
+def fetched(monkeypatch):
+    """(file, tensor) of everything that the system was asked to read."""
+    seen = []
+    monkeypatch.setattr(weights_module, "threading", SimpleNamespace(Thread=AtOnce))
+    monkeypatch.setattr(GgufFile, "fetch", lambda self, info: seen.append((self.path, info.name)))
+    return seen
+
+
+@pytest.mark.parametrize(("n_packed", "is_fetched"), [(0, True), (117, True), (N_OUT, False)])
+def test_tables_are_fetched_that_packing_does_not_read(opened, fetched, n_packed, is_fetched):
+    """As of a model with an output matrix of its own, of a draft with a cut one, of one that is the embeddings."""
+    weights, b = GgufWeights(opened), ProgramBuilder()
+    weight = weights.matrix("q.weight", N_OUT, N_IN)
+    x = b.embed(weight)
+    if n_packed:
+        b.matmul(x, weights.split(weight, (n_packed, N_OUT - n_packed))[0])
+    weights.fetch_tables([b.build(1)])
+    assert fetched == [(opened.path, "q.weight")] * is_fetched
+
+
+@pytest.mark.parametrize(("name", "is_tied"), [("llama", False), ("qwen2", True)])
+def test_an_engine_fetches_its_tables(machine, tiny_path, fetched, name, is_tied):
+    path, draft = tiny_path(name, "Q8_0"), tiny_path(name, "Q4_0")
+    with Engine.open(path, n_ctx=64, n_threads=1, draft=draft):
+        assert fetched == [(p, "token_embd.weight") for p in (path, draft) if not is_tied]
+
+
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
@@ -128,8 +170,6 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path, bad, row):
 
 
 def test_an_interrupt_while_loading_ends_the_threads(opened):
-    import threading
-
     def interrupt(*_):
         raise KeyboardInterrupt
 
