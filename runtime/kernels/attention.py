@@ -33,7 +33,7 @@ from .attention_tile import (
     segment_operations, tile_scratch,
 )  # fmt: skip
 from .layout import (
-    MAX_COLUMN, MAX_SHARED, PAGE_SLOTS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_VISIBLE_START, ROW_VISIBLE_STOP,
+    MAX_SHARED, PAGE_SLOTS, ROW_BYTES, ROW_N_ANCESTOR, ROW_PAGES, ROW_VISIBLE_START, ROW_VISIBLE_STOP,
     SEGMENT_PAGES,
 )  # fmt: skip
 from .quantize import is_given_up, quantize_block, record_address
@@ -175,10 +175,8 @@ def _n_segment(record, batch, n_tok):
 
 def attention_kernel(kv_type: str, target: Target) -> Kernel:
     """Return the attention kernel over pages of one type."""
-    most, attend = max(target.widths), None
-    # Six: 12 heads of queries on 2 of keys are common, and 16 lanes of f32 to a register leave room.
-    widths = {*target.widths, 6} if most == MAX_COLUMN else target.widths
-    for width in sorted(widths, reverse=True):
+    most, attend = max(target.column_widths), None
+    for width in target.column_widths:
         attend = _one_width(_make_tile(kv_type, width, target), width, attend)
 
     def attention(record, batch, worker, n_worker):

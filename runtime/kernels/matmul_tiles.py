@@ -42,7 +42,7 @@ def _tile_of_blocks(
     def make_tile(n_tok: int, near: Ahead | None = None) -> Any:
         ops = tile_operations(n_tok, near)
         zeros, store = ops.zeros, ops.store
-        add_products, add_minimums = ops.add_products(quants, offset, is_short=is_short), ops.add_minimums()
+        add_products = ops.add_products(quants, offset, is_short=is_short, has_minimum=load_minimum is not None)
         ask = fetch(scale_bytes if near else 0)
         if load_minimum is None:
 
@@ -63,8 +63,7 @@ def _tile_of_blocks(
                 for block in range(n):
                     ask(p1 + scale_bytes * (block + NEAR_GROUPS))
                     scale = load_scale(p1, block)
-                    acc = add_products(acc, p0 + n_bytes * block, scale, x)
-                    acc = add_minimums(acc, load_minimum(p1, block), x)
+                    acc = add_products(acc, p0 + n_bytes * block, scale, x, load_minimum(p1, block))
                     x += x_block
                 store(out, acc)
 
@@ -109,7 +108,7 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
     def make_tile(n_tok: int, near: Ahead | None = None) -> Any:
         ops = tile_operations(n_tok, near)
         zeros, store = ops.zeros, ops.store
-        add_products, add_minimums = ops.add_products(quants), ops.add_minimums()
+        add_products = ops.add_products(quants, has_minimum=True)
         ask_dm, ask_s6 = (fetch(n if near else 0) for n in (64, 192))
 
         @device(_TILE)
@@ -127,8 +126,8 @@ def _tile_k_minimums(quants: WeightBytes) -> Callable[..., Any]:
                         scale = or_i32(and_i32(low, 15), shift_left(and_i32(high, 3), 4))
                         minimum = or_i32(shift_right(low, 4), shift_left(and_i32(high, 12), 2))
                         group = 8 * s + 4 * half + j
-                        acc = add_products(acc, p0 + n_bytes * group, mul(d, to_f32(scale)), x)
-                        acc = add_minimums(acc, mul(minus_dmin, to_f32(minimum)), x)
+                        minimum = mul(minus_dmin, to_f32(minimum))
+                        acc = add_products(acc, p0 + n_bytes * group, mul(d, to_f32(scale)), x, minimum)
                         x += x_block
             store(out, acc)
 

@@ -57,7 +57,7 @@ def probe_read_kernel(_target: Target) -> Kernel:
 
 def probe_dot_kernel(target: Target) -> Kernel:
     """Return the probe of the int8 peak."""
-    width = target.widths[0]
+    width = target.column_widths[0]
     ops = integer_tile(width, FOUR_BIT)
     zeros, add_dots, store = ops.zeros, ops.add_dots, ops.store
     step = RECORD_BYTES * width

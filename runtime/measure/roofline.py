@@ -54,7 +54,8 @@ def measure_here(n_thread: int, target: Target | None = None, *, seconds: float 
     try:
         n_byte, read = read_pass(kernels, team)
         read_bytes_s = n_byte / _best_s(read, seconds)
-        return Roofline(target.name, n_thread, read_bytes_s, _multiply_rate(kernels, team, target.widths[0], seconds))
+        int8_ops_s = _multiply_rate(kernels, team, target.column_widths[0], seconds)
+        return Roofline(target.name, n_thread, read_bytes_s, int8_ops_s)
     finally:
         team.close()
 

@@ -35,7 +35,7 @@ def signed_bytes(low: Lowering, address: Any) -> Any:
 
 def vectors_for(n_column: int, target: Target) -> int:
     """Return how many vectors a block of ``n_column`` columns takes at a time, 1, 2 or 4: as registers allow."""
-    n = max(1, (4 if target.is_arm else max(target.widths)) // n_column)
+    n = max(1, (4 if target.is_arm else max(target.column_widths)) // n_column)
     return min(MAX_VECTOR, 1 << n.bit_length() - 1)
 
 

@@ -189,6 +189,8 @@ def compile_module(kernel: Kernel, target: Target, lowered: Lowered | None = Non
         # Before parsing, which gives loads, stores and allocas the alignments of the data layout.
         text = re.sub(r"(?m)^target triple = .*$", f'target triple = "{target.triple}"', text)
         text = re.sub(r"(?m)^target datalayout = .*$", f'target datalayout = "{codegen.data_layout}"', text)
+        if not target.is_arm:  # or vectors wider than 16 bytes that find no register lie across cache lines
+            text = re.sub(r"(?m)^(define .*\))$", r'\1 "stackrealign"', text)
         module = llvm.parse_assembly(text)
         for function in module.functions:  # a helper may come with several texts: keep one
             if not function.is_declaration and function.name != kernel.symbol:

@@ -20,7 +20,8 @@ class Target(Record, kw_only=True):
     """One build of every kernel.
 
     ``dot`` names the lowering of the byte dot product; ``widths`` are the numbers of tokens for
-    which a matmul tile is generated (limited by the number of vector registers).
+    which a matmul tile is generated, ``column_widths`` the numbers of columns for which one of attention is
+    (limited by the number of vector registers).
     """
 
     name: str  # what the user sees and LLMRUN_ISA takes
@@ -31,7 +32,8 @@ class Target(Record, kw_only=True):
     dot: str  # "vnni512", "vnni256", "avx2", "ssse3", "sdot" or "smull"
     has_fma: bool = True
     has_f16: bool = True
-    widths: tuple[int, ...] = (4, 3, 2, 1)
+    widths: tuple[int, ...] = (16, 8, 4, 3, 2, 1)
+    column_widths: tuple[int, ...] = (4, 3, 2, 1)
     needs: frozenset[str] = frozenset()  # LLVM feature names that the CPU must report
 
     @property
@@ -42,7 +44,7 @@ class Target(Record, kw_only=True):
     @property
     def lowering(self) -> tuple[object, ...]:
         """What LLVM text depends on: targets that are equal here share it."""
-        return self.is_arm, self.dot, self.has_fma, self.has_f16, self.widths
+        return self.is_arm, self.dot, self.has_fma, self.has_f16, self.widths, self.column_widths
 
 
 _X86 = "x86_64-unknown-linux-gnu"  # ELF objects; with this calling convention they also load on an Intel Mac
@@ -56,7 +58,7 @@ TARGETS: dict[str, Target] = {
     for target in (
         Target(
             name="avx512-vnni", family="x86", triple=_X86, cpu="x86-64-v4", features="+avx512vnni,-prefer-256-bit",
-            dot="vnni512", widths=(16, 8, 4, 3, 2, 1),
+            dot="vnni512", column_widths=(16, 8, 6, 4, 3, 2, 1),
             needs=_V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512cd", "avx512vnni"},
         ),
         Target(
@@ -66,16 +68,19 @@ TARGETS: dict[str, Target] = {
         Target(name="avx2", family="x86", triple=_X86, cpu="x86-64-v3", features="", dot="avx2", needs=_V3),
         Target(
             name="x86-v2", family="x86", triple=_X86, cpu="x86-64-v2", features="", dot="ssse3",
-            has_fma=False, has_f16=False, widths=(2, 1), needs=frozenset({"sse4.2", "ssse3", "popcnt", "cx16"}),
+            has_fma=False, has_f16=False, widths=(2, 1), column_widths=(2, 1),
+            needs=frozenset({"sse4.2", "ssse3", "popcnt", "cx16"}),
         ),
         Target(
             name="neon-dotprod", family="arm", triple=_ARM, cpu="generic", features="+v8.2a,+dotprod,+lse",
-            dot="sdot", widths=(8, 4, 2, 1), needs=frozenset({"dotprod", "lse"}),
+            dot="sdot", widths=(8, 4, 2, 1), column_widths=(8, 4, 2, 1), needs=frozenset({"dotprod", "lse"}),
         ),
-        Target(name="neon", family="arm", triple=_ARM, cpu="generic", features="", dot="smull"),
+        Target(
+            name="neon", family="arm", triple=_ARM, cpu="generic", features="", dot="smull", widths=(4, 3, 2, 1)
+        ),
         Target(
             name="neon-dotprod-macos", family="mac", triple=_MAC, cpu="apple-m1", features="",
-            dot="sdot", widths=(8, 4, 2, 1), needs=frozenset({"dotprod"}),
+            dot="sdot", widths=(8, 4, 2, 1), column_widths=(8, 4, 2, 1), needs=frozenset({"dotprod"}),
         ),
     )
 }  # fmt: skip

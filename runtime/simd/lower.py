@@ -229,32 +229,42 @@ class Lowering:
         return self.target.dot == "vnni512"
 
     @property
+    def has_few_registers(self) -> bool:
+        """Whether there are sixteen vector registers, not thirty-two."""
+        return self.target.dot in ("vnni256", "avx2", "ssse3")
+
+    @property
     def unpacks_first(self) -> bool:
         """Whether a whole group of weights is unpacked before its first product: there are registers for it."""
-        return self.target.dot == "vnni512" or self.target.is_arm
+        return not self.has_few_registers
+
+    def takes_halves(self, n_tok: int) -> bool:
+        """Whether half a group of weights stays in few registers while the tokens of a tile pass by, then the other."""
+        return self.has_few_registers and n_tok > 4
 
     def is_in_turn(self, n_tok: int) -> bool:
         """Whether the tokens of a tile must be worked through one after the other.
 
         LLVM's scheduler otherwise begins all of sixteen at once, and keeps their sums in memory.
         """
-        return self.target.dot == "vnni512" and n_tok > 8
+        return (self.target.dot == "vnni512" and n_tok > 8) or self.takes_halves(n_tok)
 
     def tile_pieces(self, n_tok: int) -> list[tuple[range, range]]:
         """Return (tokens, parts) that are worked through one after the other: as much as registers hold sums of.
 
-        A part is what one register holds of 16 lanes. Few registers: a vector of weights passes by at a time, for all
-        tokens. Many: all weights of a part, or of everything, stay where they are.
+        A part is what one register holds of 16 lanes. Few registers and tokens: a vector of weights passes by at a
+        time, for all tokens. Otherwise weights stay where they are, and tokens pass by.
         """
         tokens, parts = range(n_tok), range(self.n_part)
-        if self.target.dot == "vnni512":
-            return [(range(t, t + 1), parts) for t in tokens]
-        return [(tokens, range(p, p + 1)) for p in parts] if self.target.is_arm else [(tokens, parts)]
+        if self.target.is_arm:
+            return [(tokens, range(p, p + 1)) for p in parts]
+        if self.has_few_registers and not self.takes_halves(n_tok):
+            return [(tokens, parts)]
+        return [(range(t, t + 1), parts) for t in tokens]
 
     def dot_tile(
         self,
-        start: Callable[[int], list[Any]],
-        n_token: int,
+        starts: Sequence[Sequence[Any]],
         n_vector: int,
         weight: Callable[[int, Sequence[ir.Value]], list[ir.Value]],
         load_x: Callable[[int, int], ir.Value],
@@ -264,9 +274,8 @@ class Lowering:
         """Return ``total + sum over vectors of (sum of 4 byte products per lane)``, exactly, of a piece of a tile.
 
         Args:
-            start: gives the totals of a token, i32 lanes by part, or None for zero. On a biased target they start at
+            starts: the totals of each token, i32 lanes by part, or None for zero. On a biased target they start at
                 ``-128 * sum(x)`` for signed weights.
-            n_token: number of tokens.
             n_vector: number of vectors.
             weight: gives all parts of a vector of weights, to be unpacked after some values are known.
             load_x: gives four bytes of a token in every lane, by token and vector. Signed, -127..127: -128 would break
@@ -275,25 +284,24 @@ class Lowering:
                 ``signed_operand``.
         """
         dot, vectors = self.target.dot, range(n_vector)
+        totals = [list(row) for row in starts]
         if dot in ("avx2", "ssse3"):
-            totals = [start(t) for t in range(n_token)]
             return self._tile_maddubs(totals, n_vector, weight, load_x, max_weight)
         if dot == "vnni256":  # a vector of weights at a time, for all tokens
-            totals = [start(t) for t in range(n_token)]
             for k in vectors:
                 w = weight(k, [total for row in totals for total in row] if k else [])
-                for t in range(n_token):
-                    self._dot4(totals[t], w, load_x(t, k))
+                for t, sums in enumerate(totals):
+                    self._dot4(sums, w, load_x(t, k))
             return totals
-        weights, totals = [weight(k, []) for k in vectors], []
-        for t in range(n_token):
-            x, sums = [load_x(t, k) for k in vectors], start(t)
+        weights = [weight(k, []) for k in vectors]
+        for t, sums in enumerate(totals):
+            x = [load_x(t, k) for k in vectors]
             if dot == "smull":
-                sums = [self._dot_smull(total, [w[p] for w in weights], x, max_weight) for p, total in enumerate(sums)]
+                for p, total in enumerate(sums):
+                    sums[p] = self._dot_smull(total, [w[p] for w in weights], x, max_weight)
             else:
                 for w, v in zip(weights, x, strict=True):
                     self._dot4(sums, w, v)
-            totals.append(sums)
         return totals
 
     def _dot4(self, totals: list[Any], weights: Sequence[ir.Value], x: ir.Value) -> None:

@@ -61,18 +61,28 @@ class _Group(Record):
     quants: WeightBytes
     offset: int
     address: Any
-    unpacked: list[list[Any]]  # by vector and part, where all are unpacked first
-    ahead: tuple[Ahead, ...]
+    ahead: tuple[Ahead, ...]  # where it comes from memory
+    kept: dict[tuple[int, int], Any] | None  # by vector and part, what was unpacked; None: nothing is kept
 
     @classmethod
-    def at(cls, low: Lowering, quants: WeightBytes, offset: int, address: Any, ahead: tuple[Ahead, ...] = ()) -> _Group:
-        """Return the group whose quants lie at an address; ``ahead`` where it comes from memory."""
-        group = cls(quants, offset, address, [], ahead)
-        if low.unpacks_first:
-            for k in range(8):
-                group.unpacked.append([quants.vector(low, address, k, p) for p in range(low.n_part)])
-                group.prefetch(low, k)
+    def at(
+        cls, low: Lowering, n_tok: int, quants: WeightBytes, offset: int, address: Any, ahead: tuple[Ahead, ...] = ()
+    ) -> _Group:
+        """Return the group whose quants lie at an address, for a tile of so many tokens."""
+        is_kept = low.unpacks_first or low.takes_halves(n_tok)
+        group = cls(quants, offset, address, ahead, {} if is_kept else None)
+        if is_kept:
+            group.unpack(low, range(8 if low.unpacks_first else 4))
         return group
+
+    def unpack(self, low: Lowering, vectors: range, before: Sequence[Any] = ()) -> None:
+        """Unpack vectors and keep them, once some values are known."""
+        assert self.kept is not None
+        address = low.after(self.address, before) if before else self.address
+        for k in vectors:
+            for p in range(low.n_part):
+                self.kept[k, p] = self.quants.vector(low, address, k, p)
+            self.prefetch(low, k)
 
     def prefetch(self, low: Lowering, k: int) -> None:
         """Ask for later weights, a fourth of them after each odd vector: between the loads, not all at once."""
@@ -100,7 +110,11 @@ class _Piece:
 
     def dots(self, group: _Group, half: int | None) -> list[list[Any]]:
         """Return ``sum over columns of (weight - offset) * quant``, exactly, as f32 lanes by token and part."""
-        return [[self.low.b.sitofp(total, self.floats) for total in parts] for parts in self.sums(group, half)]
+        return self.floats_of(self.sums(group, half))
+
+    def floats_of(self, sums: list[list[Any]]) -> list[list[Any]]:
+        """Return i32 lanes as f32."""
+        return [[self.low.b.sitofp(total, self.floats) for total in parts] for parts in sums]
 
     def scaled_dots(self, group: _Group, half: int | None, scale: Any, *, is_short: bool) -> list[list[Any]]:
         """Return ``dots * scale``, rounded once; ``is_short`` says that ``SHIFT * scale`` is exact."""
@@ -111,21 +125,33 @@ class _Piece:
         back = low.b.fmul(scale, constant(scale.type, -SHIFT))
         return self.scaled(shifted, scale, [[low.part(back, p, self.lanes) for p in self.parts]] * len(shifted))
 
-    def sums(
-        self, group: _Group, half: int | None, acc: list[list[Any]] | None = None, *, first: float = 0.0
-    ) -> list[list[Any]]:
-        """Return the same as i32 lanes, added to ``acc`` (by token and part of the whole tile; offset 0).
+    def sums(self, group: _Group, half: int | None, *, first: float = 0.0, of_all: bool = False) -> list[list[Any]]:
+        """Return the same as i32 lanes, or added to the bits of ``first`` as f32 (``Lowering.sums_start_anywhere``).
 
-        Or added to the bits of ``first`` as f32, where ``Lowering.sums_start_anywhere``.
+        ``of_all``: half the products, with the offset of all.
         """
-        low, lanes, quants, offset = self.low, self.lanes, group.quants, group.offset
+        low, lanes, offset = self.low, self.lanes, group.offset
+        ints = ir.VectorType(I32, lanes)
+        begin = low.b.bitcast(constant(self.floats, first), ints) if first else None
+        if group.quants.max_weight is None and low.is_biased:
+            offset = 128
+        starts = []
+        for t in self.tokens:
+            minus_sum = self.field(t, SUM if half is None or of_all else (SUM_0, SUM_1)[half])
+            start = low.times_constant(minus_sum, offset, lanes, begin) if offset else begin
+            starts.append([start] * len(self.parts))
+        return self.add_dots(group, half, starts)
+
+    def add_dots(self, group: _Group, half: int | None, starts: list[list[Any]]) -> list[list[Any]]:
+        """Add ``sum over columns of weight * quant`` to i32 lanes by token and part."""
+        low, lanes, quants = self.low, self.lanes, group.quants
         ints, bytes_ = ir.VectorType(I32, lanes), ir.VectorType(I8, 4 * lanes)
         vectors = range(8) if half is None else range(4 * half, 4 * half + 4)
         address = group.address
 
         def weight(k: int, before: Sequence[Any]) -> list[Any]:
-            if group.unpacked:
-                return [group.unpacked[vectors[k]][p] for p in self.parts]
+            if group.kept is not None:
+                return [group.kept[vectors[k], p] for p in self.parts]
             nonlocal address
             if before:
                 address = low.after(address, before)
@@ -138,18 +164,7 @@ class _Piece:
             address = self.field(self.tokens[t], 4 * vectors[k])
             return low.b.bitcast(low.broadcast(address, ints), bytes_)
 
-        if quants.max_weight is None and low.is_biased:
-            offset = 128
-
-        def start(t: int) -> list[Any]:
-            if acc is not None:
-                return [acc[self.tokens[t]][p] for p in self.parts]
-            begin = low.b.bitcast(constant(self.floats, first), ints) if first else None
-            minus_sum = self.field(self.tokens[t], SUM if half is None else (SUM_0, SUM_1)[half])
-            return [low.times_constant(minus_sum, offset, lanes, begin) if offset else begin] * len(self.parts)
-
-        n_token, n_vector = len(self.tokens), len(vectors)
-        return low.dot_tile(start, n_token, n_vector, weight, load_x, max_weight=quants.max_weight)
+        return low.dot_tile(starts, len(vectors), weight, load_x, max_weight=quants.max_weight)
 
     def scaled(self, dots: list[list[Any]], scale: Any, addends: list[list[Any]] | None = None) -> list[list[Any]]:
         """Return ``dots * scale``, or ``dots * scale + addends`` rounded once; ``scale`` has 16 lanes."""
@@ -167,6 +182,14 @@ class _Piece:
             x_scale = self.low.broadcast(self.field(t, SCALE), self.floats)
             for p, value in zip(self.parts, row, strict=True):
                 acc[t][p] = self.low.fma(value, x_scale, acc[t][p])
+
+    def add_minimums_to(self, acc: list[list[Any]], minimum: Any) -> None:
+        """Add ``minimum * (x_scale * sum(x))``; ``minimum`` has 16 lanes."""
+        factors = [self.low.part(minimum, p, self.lanes) for p in self.parts]
+        for t in self.tokens:
+            scaled_sum = self.low.broadcast(self.field(t, SCALED_SUM), self.floats)
+            for p, factor in zip(self.parts, factors, strict=True):
+                acc[t][p] = self.low.fma(factor, scaled_sum, acc[t][p])
 
 
 def tile_operations(n_tok: int, near: Ahead | None = None) -> SimpleNamespace:
@@ -191,26 +214,49 @@ def tile_operations(n_tok: int, near: Ahead | None = None) -> SimpleNamespace:
         """Return accumulators of zero."""
         return ir.Constant(acc_t.llvm, None) if n_tok > 1 else constant(F32X16, 0.0)
 
-    def by_pieces(low: Lowering, acc: Any, x: Any, values: Any) -> Any:
-        """Return ``acc + x_scale * values(piece)``."""
+    def by_pieces(low: Lowering, acc: Any, x: Any, group: _Group, begin: Any, end: Any, minimum: Any = None) -> Any:
+        """Return ``acc + x_scale * end(piece, begin(piece))``: what the first half of a group gives, then the rest."""
         tokens, parts = range(n_tok), range(low.n_part)
         of_tokens = [acc] if n_tok == 1 else [low.b.extract_value(acc, t) for t in tokens]
         split = [[low.part(total, p, 16 // low.n_part) for p in parts] for total in of_tokens]
-        for piece_tokens, piece_parts in low.tile_pieces(n_tok):
+        pieces, begun = low.tile_pieces(n_tok), {}
+        if low.takes_halves(n_tok):
+            for piece_tokens, piece_parts in pieces:
+                begun[piece_tokens] = begin(_Piece(low, piece_tokens, piece_parts, x))
+                x = low.after(x, [value for row in begun[piece_tokens] for value in row])
+            group.unpack(low, range(4, 8), begun[pieces[-1][0]][0])
+        for piece_tokens, piece_parts in pieces:
             piece = _Piece(low, piece_tokens, piece_parts, x)
-            piece.add_to(split, values(piece))
+            piece.add_to(split, end(piece, begun.get(piece_tokens)))
+            if minimum is not None and low.has_few_registers:  # a sum that is in a register
+                piece.add_minimums_to(split, minimum)
             if low.is_in_turn(n_tok):
                 x = low.after(x, [split[t][p] for t in piece_tokens for p in piece_parts])
+        if minimum is not None and not low.has_few_registers:
+            _Piece(low, tokens, parts, x).add_minimums_to(split, minimum)
         joined = [low.concat(total) for total in split]
         return each(low, acc, lambda t, _: joined[t])
 
-    def add_products(quants: WeightBytes, offset: int = 0, *, is_short: bool = True) -> Any:
-        """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` by token; ``is_short``: ``scaled_dots``."""
+    def add_products(quants: WeightBytes, offset: int = 0, *, is_short: bool = True, has_minimum: bool = False) -> Any:
+        """Return ``acc + x_scale * (scale * dot(weights - offset, x))`` by token; ``is_short``: ``scaled_dots``.
 
-        @operation(acc_t(acc_t, int64, f32x16, int64))
-        def add_products_(low, acc, weights, scale, x):
-            group = _Group.at(low, quants, offset, weights, ahead)
-            return by_pieces(low, acc, x, lambda piece: piece.scaled_dots(group, None, scale, is_short=is_short))
+        ``has_minimum``: and then ``+ minimum * (x_scale * sum(x))``.
+        """
+        signature = acc_t(acc_t, int64, f32x16, int64, *[f32x16] * has_minimum)
+
+        @operation(signature)
+        def add_products_(low, acc, weights, scale, x, minimum=None):
+            group = _Group.at(low, n_tok, quants, offset, weights, ahead)
+
+            def begin(piece: _Piece) -> Any:
+                return piece.sums(group, 0, of_all=True)
+
+            def end(piece: _Piece, begun: Any) -> Any:
+                if begun is None:
+                    return piece.scaled_dots(group, None, scale, is_short=is_short)
+                return piece.scaled(piece.floats_of(piece.add_dots(group, 1, begun)), scale)
+
+            return by_pieces(low, acc, x, group, begin, end, minimum)
 
         return add_products_
 
@@ -219,13 +265,16 @@ def tile_operations(n_tok: int, near: Ahead | None = None) -> SimpleNamespace:
 
         @operation(acc_t(acc_t, int64, f32x16, f32x16, int64))
         def add_half_products_(low, acc, weights, scale_0, scale_1, x):
-            group = _Group.at(low, quants, offset, weights, ahead)
+            group = _Group.at(low, n_tok, quants, offset, weights, ahead)
 
-            def values(piece: _Piece) -> Any:
-                of_first = piece.scaled_dots(group, 0, scale_0, is_short=True)
-                return piece.scaled(piece.dots(group, 1), scale_1, of_first)
+            def begin(piece: _Piece) -> Any:
+                return piece.scaled_dots(group, 0, scale_0, is_short=True)
 
-            return by_pieces(low, acc, x, values)
+            def end(piece: _Piece, begun: Any) -> Any:
+                begun = begun or begin(piece)
+                return piece.scaled(piece.dots(group, 1), scale_1, begun)
+
+            return by_pieces(low, acc, x, group, begin, end)
 
         return add_half_products_
 
@@ -307,11 +356,12 @@ def integer_tile(n_tok: int, quants: WeightBytes) -> SimpleNamespace:
     @operation(acc_t(acc_t, int64, int64))
     def add_dots(low, acc, weights, x):
         """Add the exact sum over 32 columns of ``weight * quant`` for every token (records at ``x``)."""
-        group = _Group.at(low, quants, 0, weights)
+        group = _Group.at(low, n_tok, quants, 0, weights)
         parts = range(low.n_part)
         totals = [[low.part(low.b.extract_value(acc, t), p, 16 // low.n_part) for p in parts] for t in range(n_tok)]
         for tokens, piece_parts in low.tile_pieces(n_tok):
-            sums = _Piece(low, tokens, piece_parts, x).sums(group, None, totals)
+            starts = [[totals[t][p] for p in piece_parts] for t in tokens]
+            sums = _Piece(low, tokens, piece_parts, x).add_dots(group, None, starts)
             for t, row in zip(tokens, sums, strict=True):
                 for p, total in zip(piece_parts, row, strict=True):
                     totals[t][p] = total

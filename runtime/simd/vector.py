@@ -54,11 +54,11 @@ def lowering(context: Any, builder: ir.IRBuilder) -> Lowering:
 def operation(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Make a Numba function of a lowering: ``f(low, *llvm values) -> llvm value``.
 
-    The decorated function's parameter names after the first are the Numba function's.
+    The decorated function's parameter names after the first are the Numba function's, as many as the signature takes.
     """
 
     def decorate(lower: Callable[..., Any]) -> Any:
-        names = lower.__code__.co_varnames[1 : lower.__code__.co_argcount]
+        names = lower.__code__.co_varnames[1 : 1 + len(signature.args)]
 
         def codegen(context: Any, builder: ir.IRBuilder, _sig: Any, args: Any) -> Any:
             result = lower(lowering(context, builder), *args)

@@ -308,10 +308,9 @@ def run_probe_dot(kernels, target, weights, quants, n_pass):
     packed = copied(columns[0::2] | columns[1::2] << 4)
     records = aligned(64 * len(quants)).view(np.int8).reshape(-1, 64)
     records[:, :32] = quants
-    results = aligned(64 * target.widths[0]).view(np.int32)
-    run_probe(
-        kernels, "probe_dot", probe_dot_record(packed, records, results, width=target.widths[0], n_pass=n_pass), 1
-    )
+    width = target.column_widths[0]
+    results = aligned(64 * width).view(np.int32)
+    run_probe(kernels, "probe_dot", probe_dot_record(packed, records, results, width=width, n_pass=n_pass), 1)
     return results.reshape(-1, 16).copy()
 
 

@@ -24,7 +24,7 @@ def test_reading(machine, target_name, n_worker):
 
 @pytest.mark.parametrize("target_name", WHOLE_TARGETS)
 def test_multiplying(machine, target_name):
-    width = TARGETS[target_name].widths[0]
+    width = TARGETS[target_name].column_widths[0]
     weights, quants = probe_inputs(rng_for("probe"))
     got = run_probe_dot(machine.kernels(target_name), TARGETS[target_name], weights, quants, N_PASS)
     want = twin.probe_dot(weights, quants, width, N_PASS)
