@@ -15,6 +15,8 @@ from functools import lru_cache
 from ...formats.errors import ConfigError
 from ...formats.record import Record
 
+_UP_TO_8 = (8, 7, 6, 5, 4, 3, 2, 1)
+
 
 class Target(Record, kw_only=True):
     """One build of every kernel.
@@ -32,7 +34,7 @@ class Target(Record, kw_only=True):
     dot: str  # "vnni512", "vnni256", "avx2", "ssse3", "sdot" or "smull"
     has_fma: bool = True
     has_f16: bool = True
-    widths: tuple[int, ...] = (16, 8, 4, 3, 2, 1)
+    widths: tuple[int, ...] = (16, *_UP_TO_8)
     column_widths: tuple[int, ...] = (4, 3, 2, 1)
     needs: frozenset[str] = frozenset()  # LLVM feature names that the CPU must report
 
@@ -73,14 +75,14 @@ TARGETS: dict[str, Target] = {
         ),
         Target(
             name="neon-dotprod", family="arm", triple=_ARM, cpu="generic", features="+v8.2a,+dotprod,+lse",
-            dot="sdot", widths=(8, 4, 2, 1), column_widths=(8, 4, 2, 1), needs=frozenset({"dotprod", "lse"}),
+            dot="sdot", widths=_UP_TO_8, column_widths=(8, 4, 2, 1), needs=frozenset({"dotprod", "lse"}),
         ),
         Target(
             name="neon", family="arm", triple=_ARM, cpu="generic", features="", dot="smull", widths=(4, 3, 2, 1)
         ),
         Target(
             name="neon-dotprod-macos", family="mac", triple=_MAC, cpu="apple-m1", features="",
-            dot="sdot", widths=(8, 4, 2, 1), column_widths=(8, 4, 2, 1), needs=frozenset({"dotprod"}),
+            dot="sdot", widths=_UP_TO_8, column_widths=(8, 4, 2, 1), needs=frozenset({"dotprod"}),
         ),
     )
 }  # fmt: skip
