@@ -140,6 +140,19 @@ def test_the_widest_vectors_stay_in_registers():
     assert not [line for line in dots if "(%rsp)" in line]
 
 
+@pytest.mark.parametrize("target_name", ["avx2", "avx-vnni", "avx512-vnni"])
+def test_vectors_on_the_stack_lie_in_one_cache_line(target_name):
+    """Tiles that LLVM makes functions of their own would have a stack aligned to 16 bytes."""
+    from llmrun.runtime.kernels.registry import build_kernel
+    from llmrun.runtime.simd.compiler import compile_assembly
+
+    target = TARGETS[target_name]
+    lines = compile_assembly(build_kernel("matmul_q4_k", target), target).splitlines()
+    on_stack = [line for line in lines if "(%rsp)" in line and re.search("%[yz]mm", line)]
+    assert on_stack
+    assert not [line for line in on_stack if re.match(r"\tvmov(dqu|ups)", line)]
+
+
 def test_a_start_without_compiling_imports_nothing_heavy():
     """isa and the cache run before NumPy is imported, which dies on old CPUs; they import neither it nor Numba."""
     import subprocess
