@@ -75,7 +75,12 @@ def main():
     parser.add_argument("--prompts", default="code-cache,edit-rename")
     parser.add_argument("--draft-max", default="3,8", type=lambda text: [int(n) for n in text.split(",")])
     parser.add_argument("--ngram", default="ngram-simple,ngram-map-k", type=lambda text: text.split(","))
-    parser.add_argument("--only", default="", type=lambda text: tuple(text.split(",")), help="names begin so: list")
+    parser.add_argument(
+        "--only",
+        default="",
+        type=lambda text: tuple(text.split(",")),
+        help="settings whose names begin with one of these",
+    )
     parser.add_argument("-n", type=int, default=200)
     parser.add_argument("-t", "--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1)

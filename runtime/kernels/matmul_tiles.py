@@ -192,7 +192,7 @@ def _tile_q2_k(n_tok: int) -> Any:
     ops = tile_operations(n_tok)
     zeros, store = ops.zeros, ops.store
     add_half_products = ops.add_half_products(TWO_BIT)
-    first_minimum, second_minimum = (ops.add_minimums(half=h) for h in (0, 1))
+    first_minimum, second_minimum = (ops.add_minimums(h) for h in (0, 1))
 
     @device(_TILE)
     def tile(p0, p1, p2, n, x, x_block, x_tok, out):

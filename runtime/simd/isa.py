@@ -22,8 +22,8 @@ class Target(Record, kw_only=True):
     """One build of every kernel.
 
     ``dot`` names the lowering of the byte dot product; ``widths`` are the numbers of tokens for
-    which a matmul tile is generated, ``column_widths`` the numbers of columns for which one of attention is
-    (limited by the number of vector registers).
+    which a matmul tile is generated, ``column_widths`` the numbers of columns for which one of attention is,
+    widest first. The latter, and the probe of the int8 peak with the widest, keep all sums in registers.
     """
 
     name: str  # what the user sees and LLMRUN_ISA takes

@@ -230,13 +230,8 @@ class Lowering:
 
     @property
     def has_few_registers(self) -> bool:
-        """Whether there are sixteen vector registers, not thirty-two."""
+        """Whether there are sixteen vector registers; with thirty-two a whole group is unpacked first and kept."""
         return self.target.dot in ("vnni256", "avx2", "ssse3")
-
-    @property
-    def unpacks_first(self) -> bool:
-        """Whether a whole group of weights is unpacked before its first product: there are registers for it."""
-        return not self.has_few_registers
 
     def takes_halves(self, n_tok: int) -> bool:
         """Whether half a group of weights stays in few registers while the tokens of a tile pass by, then the other."""

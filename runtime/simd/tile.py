@@ -1,8 +1,8 @@
 """Operations on a tile: 16 weight rows against ``n_tok`` tokens at once.
 
 A weight group (16 rows x 32 columns) is unpacked once and used for every token of the tile; the
-accumulators of all tokens stay in registers. Activations come as 64-byte records, one per token and
-32 columns (written by ``kernels/quantize.py``):
+accumulators of all tokens stay in registers, where there are enough. Activations come as 64-byte
+records, one per token and 32 columns (written by ``kernels/quantize.py``):
 
 ======  ==================  =========================================================
 offset  type                meaning
@@ -69,10 +69,10 @@ class _Group(Record):
         cls, low: Lowering, n_tok: int, quants: WeightBytes, offset: int, address: Any, ahead: tuple[Ahead, ...] = ()
     ) -> _Group:
         """Return the group whose quants lie at an address, for a tile of so many tokens."""
-        is_kept = low.unpacks_first or low.takes_halves(n_tok)
-        group = cls(quants, offset, address, ahead, {} if is_kept else None)
-        if is_kept:
-            group.unpack(low, range(8 if low.unpacks_first else 4))
+        if low.has_few_registers and not low.takes_halves(n_tok):
+            return cls(quants, offset, address, ahead, None)
+        group = cls(quants, offset, address, ahead, {})
+        group.unpack(low, range(4 if low.takes_halves(n_tok) else 8))
         return group
 
     def unpack(self, low: Lowering, vectors: range, before: Sequence[Any] = ()) -> None:
@@ -278,9 +278,9 @@ def tile_operations(n_tok: int, near: Ahead | None = None) -> SimpleNamespace:
 
         return add_half_products_
 
-    def add_minimums(*, half: int | None = None) -> Any:
-        """Return ``acc + minimum * (x_scale * sum(x))`` for every token."""
-        field = SCALED_SUM if half is None else (SCALED_SUM_0, SCALED_SUM_1)[half]
+    def add_minimums(half: int) -> Any:
+        """Return ``acc + minimum * (x_scale * sum(x))`` over columns 0..15 or 16..31, for every token."""
+        field = (SCALED_SUM_0, SCALED_SUM_1)[half]
 
         @operation(acc_t(acc_t, f32x16, int64))
         def add_minimums_(low, acc, minimum, x):
