@@ -49,6 +49,7 @@ AFTERMATH_S = 60e-6
 # shown to cost less than 3 % there (bench/LOG.md).
 QUICK_STEP_S = 0.01
 QUICK_LOOK = 16  # passes of such a target after which one is measured: it may have been quick by chance
+LOOK_AHEAD = 2  # guesses, over whose rows the price of a further one is taken: where tiles end, one row is dear
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
 ASK_CHANCE = 0.1  # the other source is asked what it thinks of one that is at least this likely
@@ -353,7 +354,7 @@ class Controller:
                 break
             reached *= self._append(draft, [guess])
             is_usual = True
-            further = self._costs.further(draft.n_own + 1, limit + 1)
+            further = self._costs.further(draft.n_own + 1, min(limit, draft.n_own + LOOK_AHEAD) + 1)
             if guess.token_id in self._ends or reached * typical <= rate * (drafter.further + further):
                 break
             if not self._may_try(draft.n_own + 1, drafter.first + draft.n_own * drafter.further):
@@ -400,9 +401,10 @@ class Controller:
     def _expected(self, drafter: Drafter, limit: int) -> float:
         """Return the gain in tokens that a source's best draft has on average, its own time included."""
         best, total, reached, rate = 0.0, 0.0, 1.0, self._rate
+        typical, spent, further = drafter.overall[0], drafter.first, drafter.further
         for n in range(1, limit + 1):
-            reached *= drafter.overall[0]
+            reached *= typical
             total += reached
-            spent = self._costs(1 + n) - 1 + drafter.first + (n - 1) * drafter.further
-            best = max(best, total - rate * spent)
+            best = max(best, total - rate * (self._costs(1 + n) - 1 + spent))
+            spent += further
         return best

@@ -66,8 +66,9 @@ class StepCosts:
         self._from_file = {n for n in ratios or {} if n > 1}
         self._open: list[Measured] = []  # since the last plain step
         self._prices: dict[Key, float] = {1: 1.0}  # as measured
-        self._table: dict[int, float] = {}  # what is said of them, until something is measured
+        self._table: dict[int, float] = {}  # what is said of them, until a pass is measured
         self._widths: list[int] = [1]
+        self._sound: list[int] = [1]  # of them, what others are worked out from
         self._n_wide, self._wide_s, self._n_surprise = 0, 0.0, 0
         self._due_after, self._is_due = DUE_AFTER, False
         for n in list(self._from_file):
@@ -124,7 +125,7 @@ class StepCosts:
 
     def _expected(self, n_row: int) -> float:
         """Return the price between two well-known widths; beyond them, with the least price of a row of any of them."""
-        sound = [n for n in self._widths if n == 1 or (n != n_row and len(self._kept[n]) >= N_SOUND)]
+        sound = self._sound if n_row not in self._kept else [n for n in self._sound if n != n_row]
         sound = sound if len(sound) > 1 else [n for n in self._widths if n != n_row]
         i = bisect_left(sound, n_row)
         if 0 < i < len(sound):
@@ -184,6 +185,8 @@ class StepCosts:
             if all(m.ratio > SURPRISE * said for m in here) or all(m.ratio * SURPRISE < said for m in here):
                 kept.clear()
                 kept.extend(here)
+                self._prices[n_row] = median(m.ratio for m in kept)
+                self._forget_table()
 
     def learn_other(self, key: Key, seconds: float) -> Measured:
         """Take note of a step of any kind; a plain step must be known."""
@@ -197,8 +200,14 @@ class StepCosts:
             self._kept[key] = deque(maxlen=N_KEPT)
             self._widths = sorted({*self._widths, key}) if isinstance(key, int) else self._widths
         self._kept[key].append(measured)
-        self._table.clear()
         self._prices[key] = median(m.ratio for m in self._kept[key])
+        if isinstance(key, int):
+            self._forget_table()
+
+    def _forget_table(self) -> None:
+        """Take note that prices of passes have changed."""
+        self._table.clear()
+        self._sound = [n for n in self._widths if n == 1 or len(self._kept[n]) >= N_SOUND]
 
     def _learn_plain(self, seconds: float) -> None:
         """Take note of a plain step; what was measured since the last one is held against both."""
@@ -222,7 +231,6 @@ class StepCosts:
         opened, self._open = self._open, []
         if not opened:
             return
-        self._table.clear()
         for measured in opened:
             measured.plain_s = around_s
         if is_news:
@@ -232,3 +240,4 @@ class StepCosts:
                 kept.clear()
                 kept.extend(sound)
             self._prices[key] = median(m.ratio for m in kept)
+        self._forget_table()

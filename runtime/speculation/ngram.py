@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from .source import Answer, Guess
 
-SIZES = (16, 10, 6, 4, 3, 2)  # token counts that are looked up, the longest first
+SIZES = (16, 10, 6, 4, 3, 2, 1)  # token counts that are looked up, the longest first; a single one for others' drafts
 MAX_LENGTH = 64  # a match is measured up to this
 MAX_CORPUS = 1 << 17  # tokens; a session that has seen more forgets all of it where a text branches off
 OVERLAP = MAX_LENGTH  # tokens of the old text that are repeated where a new one branches off
@@ -23,7 +23,7 @@ NEAR_BEFORE, NEAR_AFTER, NEAR_TOKENS = 8, 24, 12
 
 NEAR_LENGTH = 3  # tokens alike; a longer match elsewhere is better than one near the lost copy
 
-# Classes of sureness: near the lost copy with one token alike, with more; then by length of the match.
+# Classes of sureness: one token alike, near the lost copy or for another source; near with more; then by length.
 BOUNDS = (3, 4, 5, 6, 8, 11, 16, 24, 40)
 PRIORS = (0.3, 0.5, 0.35, 0.45, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9, 0.95)
 
@@ -86,7 +86,9 @@ class NgramSource:
                 break
         length = min(size, MAX_LENGTH) if at else 0
         while 0 < at < len(corpus) and corpus[at] != BREAK:
-            yield Guess(corpus[at], 1 + bisect_right(BOUNDS, length))
+            yield Guess(corpus[at], 1 + bisect_right(BOUNDS, length) if length > 1 else 0)
+            if length == 1:  # worth a look by a source that looks at three tokens as quickly as at one, no more
+                return
             at, length = at + 1, length + 1
 
     def agree(self, copied: Sequence[int]) -> None:
@@ -106,13 +108,14 @@ class NgramSource:
             self._step_copy(token_id)
             corpus.append(token_id)
             end = len(corpus)
-            tail = corpus[end - SIZES[0] :]
+            tail = corpus[max(0, end - SIZES[0]) :]
             self._found = 0
             for size in SIZES:
                 if size > len(tail):
                     continue
                 key = hash(tuple(tail[-size:]))
-                self._found = self._found or ends.get(key, 0)
+                if size > 1:
+                    self._found = self._found or ends.get(key, 0)
                 ends[key] = end
 
     def _step_copy(self, token_id: int) -> None:
