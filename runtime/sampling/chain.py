@@ -73,7 +73,7 @@ class Sampler:
         """Return the token that follows a history.
 
         Args:
-            logits: float32 [n_vocab]; not modified.
+            logits: float32 [n_vocab]; not modified. A shorter row leaves the tokens beyond it out.
             history: the row's previous token ids, prompt and generated, oldest first; not modified. With windows of
             thousands of tokens, an int64 array saves a conversion of 30 ns per token.
             noise: which noise to use; unused at temperature 0.
@@ -82,10 +82,10 @@ class Sampler:
             FormatError: the logits hold NaN or +inf, or only -inf.
             ConfigError: the settings forbid every token.
         """
-        if logits.shape != (self.n_vocab,) or logits.dtype != np.float32:
+        if logits.ndim != 1 or not 0 < len(logits) <= self.n_vocab or logits.dtype != np.float32:
             raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}, expected float32 [{self.n_vocab}]")
         _check(logits)
-        candidates = Candidates(self._ids, logits)
+        candidates = Candidates(self._ids[: len(logits)], logits)
         if len(self._bias_ids):
             candidates = logit_bias(candidates, self._bias_ids, self._biases)
             if candidates.logits.max() == -np.inf:

@@ -20,7 +20,7 @@ def pick(answer: Answer, row: NDArray[np.float32], history: Sequence[int]) -> tu
 
     Args:
         answer: the target's rule.
-        row: logits f32 [n_vocab of the target], -inf where the draft has none; left as it is.
+        row: logits f32 [at most n_vocab of the target], -inf where the draft has none; left as it is.
         history: all tokens before.
 
     Raises:

@@ -31,9 +31,9 @@ class VocabularyMap:
         """``draft`` None: the same vocabulary."""
         self.is_same = draft is None
         self._target, self._draft = target, draft
-        self._row = np.full(target.n_vocab, -np.inf, np.float32)
         self._to_draft: dict[int, list[int]] = {}
         if draft is not None:
+            self._row = np.full(target.n_vocab, -np.inf, np.float32)
             of_piece = {piece: i for i, piece in reversed(list(_pieces(draft)))}
             pairs = [(i, of_piece[piece]) for i, piece in _pieces(target) if piece in of_piece]
             self._pairs = np.array(pairs, np.int64).reshape(-1, 2).T  # [2, n]: target id, draft id
@@ -87,10 +87,13 @@ class VocabularyMap:
         return result
 
     def row(self, logits: F32) -> F32:
-        """Return a draft's logits as a row of the target's: -inf where it has none. Overwritten by the next call."""
+        """Return a draft's logits as a row of the target's: -inf where it has none. Overwritten by the next call.
+
+        Of the same vocabulary that is the row itself, without the tokens that the draft leaves out at its end.
+        """
         if self._draft is None:
-            self._row[: len(logits)] = logits
-        elif self._pairs.size:
+            return logits
+        if self._pairs.size:
             self._row[self._pairs[0]] = logits[self._pairs[1]]
         return self._row
 
