@@ -14,9 +14,11 @@ from enum import IntEnum
 class GgmlType(IntEnum):
     """Type of a tensor's elements, numbered as in GGUF files.
 
-    Numbers that are missing here belonged to types that GGML has removed.
+    Numbers that are missing here belonged to types that GGML has removed. Negative ones are llmrun's own: no file can
+    have them, they are what weights become in memory.
     """
 
+    Q3_0 = -1
     F32 = 0
     F16 = 1
     Q4_0 = 2
@@ -54,6 +56,7 @@ class GgmlType(IntEnum):
 
 
 BLOCK: dict[GgmlType, tuple[int, int]] = {
+    GgmlType.Q3_0: (32, 14),
     GgmlType.F32: (1, 4),
     GgmlType.F16: (1, 2),
     GgmlType.Q4_0: (32, 18),
@@ -90,6 +93,9 @@ BLOCK: dict[GgmlType, tuple[int, int]] = {
     GgmlType.Q1_0: (128, 18),
 }
 """Weights per block and bytes per block."""
+
+FILE_TYPES = tuple(t for t in GgmlType if t >= 0)
+"""The types that a file can have."""
 
 
 def row_bytes(t: GgmlType, n_col: int) -> int:

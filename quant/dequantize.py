@@ -24,6 +24,7 @@ DEQUANTIZERS: dict[GgmlType, Dequantizer] = {
     GgmlType.F16: floats.f16,
     GgmlType.BF16: floats.bf16,
     GgmlType.Q1_0: legacy.q1_0,
+    GgmlType.Q3_0: legacy.q3_0,
     GgmlType.Q4_0: legacy.q4_0,
     GgmlType.Q4_1: legacy.q4_1,
     GgmlType.Q5_0: legacy.q5_0,

@@ -49,6 +49,15 @@ def encode_q4_1(d: U8, m: U8, q: U8) -> U8:
     return np.concatenate([d, m, _nibbles(q, 16)], axis=1)
 
 
+def encode_q3_0(d: U8, q: U8) -> U8:
+    """Return Q3_0 blocks from ``d u8 [n, 2]`` and ``q [n, 32]``, 0 to 7."""
+    k = np.arange(8)[:, None]
+    by_four = q.reshape(-1, 8, 4)
+    high = np.bitwise_or.reduce(by_four >> 2 << k.astype(np.uint8), axis=1)
+    low = np.bitwise_or.reduce(((by_four & 3) << (2 * (k % 4)).astype(np.uint8)).reshape(-1, 2, 4, 4), axis=2)
+    return np.concatenate([d, high, low.reshape(-1, 8)], axis=1)
+
+
 def encode_q5_0(d: U8, q: U8) -> U8:
     """Return Q5_0 blocks from ``d u8 [n, 2]`` and ``q [n, 32]``, 0 to 31."""
     return np.concatenate([d, _fifth_bits(q), _nibbles(q & 0x0F, 16)], axis=1)

@@ -4,6 +4,7 @@
 type   bytes  fields                                                              weight
 =====  =====  ==================================================================  =================
 Q1_0   18     d f16, 128 bits (bit j % 8 of byte j / 8)                           ``bit ? d : -d``
+Q3_0   14     d f16, qh u8[4], qs u8[8]                                           ``d * (q - 4)``
 Q4_0   18     d f16, qs u8[16]                                                    ``d * (q - 8)``
 Q4_1   20     d f16, m f16, qs u8[16]                                             ``d * q + m``
 Q5_0   22     d f16, qh u32, qs u8[16]                                            ``d * (q - 16)``
@@ -12,7 +13,9 @@ Q8_0   34     d f16, qs i8[32]                                                  
 Q8_1   40     d f32, s f32 (sum of the weights, unused here), qs i8[32]           ``d * q``
 =====  =====  ==================================================================  =================
 
-``qs`` of 16 bytes: low nibbles are weights 0..15, high nibbles 16..31. Bit j of ``qh`` is bit 4 of weight j.
+``qs`` of 16 bytes: low nibbles are weights 0..15, high nibbles 16..31. Bit j of ``qh`` is bit 4 of weight j. Q3_0 is
+llmrun's own, in the order of its kernels: bit k of byte c of ``qh`` is bit 2 of weight ``4k + c``, bits 2i and 2i + 1
+of byte ``4v + c`` of ``qs`` are the others of weight ``16v + 4i + c``.
 
 Source: llama.cpp ``ggml/src/ggml-common.h`` and ``ggml-quants.c``. Q8_1 is a type for activations that no file
 holds; its 40-byte form is the one in ``gguf.GGML_QUANT_SIZES`` (llama.cpp itself now keeps d and s as f16).
@@ -46,6 +49,14 @@ def q1_0(blocks: U8) -> F32:
     """Return the weights ``[n_block, 128]``."""
     d = half_at(blocks, 0)
     return np.where(np.unpackbits(blocks[:, 2:], axis=1, bitorder="little") == 1, d, -d)
+
+
+def q3_0(blocks: U8) -> F32:
+    """Return the weights ``[n_block, 32]``."""
+    k = np.arange(8)[:, None]
+    high = blocks[:, None, 2:6] >> k & 1  # [n_block, 8, 4]
+    low = blocks[:, 6:].reshape(-1, 2, 4)[:, k[:, 0] // 4] >> 2 * (k % 4) & 3
+    return half_at(blocks, 0) * _signed((high << 2 | low).reshape(-1, 32), 4)
 
 
 def q4_0(blocks: U8) -> F32:

@@ -88,6 +88,12 @@ def _high_bits_32(part: NDArray[Any], blocks: U8, offset: int) -> None:
     np.copyto(_words(part, blocks.shape[2]), bits32_to_bytes(bits).transpose(0, 2, 1))
 
 
+def _fill_q3_0(blocks: U8, parts: Parts) -> None:
+    _copy_scalar(parts["d"], blocks, 0)
+    words = np.ascontiguousarray(blocks[..., 2:]).view("<u4")  # [n_rowgroup, 16, n_block, 3]
+    rows_innermost(_words(parts["q3"], words.shape[2], 3), words)
+
+
 def _fill_q4_0(blocks: U8, parts: Parts) -> None:
     """Pack Q4_0, and IQ4_NL which has the same fields."""
     _copy_scalar(parts["d"], blocks, 0)
@@ -197,6 +203,7 @@ def _fill_float(blocks: U8, parts: Parts) -> None:
 
 
 FILL: dict[GgmlType, Fill] = {
+    GgmlType.Q3_0: _fill_q3_0,
     GgmlType.Q4_0: _fill_q4_0,
     GgmlType.Q4_1: _fill_q4_1,
     GgmlType.Q5_0: _fill_q5_0,

@@ -47,7 +47,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.errors import FormatError
-from ..formats.ggml_types import BLOCK, GgmlType
+from ..formats.ggml_types import BLOCK, FILE_TYPES, GgmlType
 from ..formats.record import Record
 
 ROW_LANES = 16  # output rows side by side in a vector
@@ -134,6 +134,7 @@ def _format(ggml_type: GgmlType, *names: str, s6_bytes: int = 192) -> PackedForm
 PACKED_FORMATS: dict[GgmlType, PackedFormat] = {
     f.ggml_type: f
     for f in (
+        _format(GgmlType.Q3_0, "q3", "d"),
         _format(GgmlType.Q4_0, "q4", "d"),
         _format(GgmlType.Q4_1, "q4", "dm"),
         _format(GgmlType.Q5_0, "q5", "d"),
@@ -162,7 +163,7 @@ def packed_format(name: str, ggml_type: GgmlType, n_row: int, n_col: int) -> Pac
     """
     chosen = PACKED_FORMATS.get(ggml_type)
     if chosen is None:
-        known = ", ".join(t.name for t in PACKED_FORMATS)
+        known = ", ".join(t.name for t in PACKED_FORMATS if t in FILE_TYPES)
         raise FormatError(f"tensor '{name}': no kernel layout for type {ggml_type.name}, expected one of {known}")
     check_shape(name, ggml_type, n_row, n_col)
     return chosen

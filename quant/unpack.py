@@ -166,9 +166,17 @@ def _q2_k(p: Parts) -> Fields:
     return _k_with_min(p["dm"], p["s4"] & 15, p["s4"] >> 4, _crumbs(p["q2"]))
 
 
-def _q3_k(p: Parts) -> Fields:
+def _q3(p: Parts) -> NDArray[np.int8]:
     q = _crumbs(p["q3"][:, :, 1:]) | (_bits(p["q3"][:, :, 0]) << 2)
-    return _k_signed(p["d"], _scales_6(p["s6"], 16), q.astype(np.int8) - np.int8(4))
+    return q.astype(np.int8) - np.int8(4)
+
+
+def _q3_0(p: Parts) -> Fields:
+    return _scaled(p["d"], _q3(p))
+
+
+def _q3_k(p: Parts) -> Fields:
+    return _k_signed(p["d"], _scales_6(p["s6"], 16), _q3(p))
 
 
 def _q4_k(p: Parts) -> Fields:
@@ -209,6 +217,7 @@ def _float32(p: Parts) -> F32:
 
 
 _QUANTIZED: dict[GgmlType, Callable[[Parts], Fields]] = {
+    GgmlType.Q3_0: _q3_0,
     GgmlType.Q4_0: _q4_0,
     GgmlType.Q4_1: _q4_1,
     GgmlType.Q5_0: _q5_0,

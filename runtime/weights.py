@@ -110,11 +110,15 @@ class GgufWeights(DescribedWeights[TensorInfo]):
 
         with self._naming_file(), _quick_turns():
             if self._machine is not None:
-                for batch in _batches(self._pieces(filter(pack_kernel_of, wanted), PASS_BYTES)):
-                    pack_by_kernels(batch, *self._machine)
-                    for piece in batch:
-                        finish(piece)
+                for piece in self._pack_by_kernels(wanted, *self._machine):
+                    finish(piece)
             self._pack_by_numpy(self._pieces([w for w in wanted if w not in self._packed], PACK_BYTES), finish)
+
+    def _pack_by_kernels(self, weights: Sequence[Weight], kernels: KernelSet, team: Team) -> Iterator[Piece]:
+        """Pack the matrices for which there are kernels; yield pieces as they are done."""
+        for batch in _batches(self._pieces(filter(pack_kernel_of, weights), PASS_BYTES)):
+            pack_by_kernels(batch, kernels, team)
+            yield from batch
 
     def _pieces(self, weights: Iterable[Weight], n_byte: int) -> Iterator[Piece]:
         """Cut matrices, for which memory is set aside, into pieces of about ``n_byte`` bytes of the file."""

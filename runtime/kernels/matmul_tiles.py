@@ -260,6 +260,7 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
 # How to make a tile of each format. A tile gets the addresses of the format's parts in the order of
 # ``quant/pack_format.py``.
 TILES: dict[str, Callable[..., Any]] = {
+    "Q3_0": _tile_of_blocks(THREE_BIT, _d, offset=4),
     "Q4_0": _tile_of_blocks(FOUR_BIT, _d, offset=8),
     "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale, _dm_minimum, scale_bytes=64),
     "Q5_0": _tile_of_blocks(FIVE_BIT, _d, offset=16),

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from ..simd.isa import Target
 
 MATMUL_FORMATS = (
-    "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "Q3_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS", "MXFP4",
     "F16", "BF16", "F32",
 )  # fmt: skip
+NARROW_FORMATS = ("Q3_0", "Q4_0")  # what weights of draft models become (``quant/narrow.py``)
 EMBED_FORMATS = tuple(t.name for t in TWINS)
 ROW_OPERATIONS = ("rms_norm", "add", "glu", "softcap", "scale", "select")
 SEARCHES = ("search_offset", "search_symmetric", "search_iq4")  # of scales, when a file is quantised
@@ -27,7 +28,7 @@ OTHER = (
 def kernel_names() -> list[str]:
     """Return the names of all kernels."""
     by_format = [f"matmul_{f.lower()}" for f in MATMUL_FORMATS] + [f"embed_{f.lower()}" for f in EMBED_FORMATS]
-    by_format += [f"pack_{f.lower()}" for f in PACK_FORMATS]
+    by_format += [f"pack_{f.lower()}" for f in PACK_FORMATS] + [f"narrow_{f.lower()}" for f in NARROW_FORMATS]
     by_format += [f"{name}_{kv_type}" for kv_type in KV_HEAD_BYTES for name in ("attention", "kv_store")]
     return [*by_format, *ROW_OPERATIONS, *OTHER, *SEARCHES]
 
@@ -44,6 +45,7 @@ def build_kernel(name: str, target: Target) -> Kernel:
         embed,
         kv_store,
         matmul,
+        narrow,
         pack,
         probe,
         program_loop,
@@ -59,6 +61,8 @@ def build_kernel(name: str, target: Target) -> Kernel:
         return embed.embed_kernel(name.removeprefix("embed_").upper(), target)
     if name.startswith("pack_"):
         return pack.pack_kernel(name.removeprefix("pack_").upper(), target)
+    if name.startswith("narrow_"):
+        return narrow.narrow_kernel(name.removeprefix("narrow_").upper(), target)
     if name.startswith("attention_"):
         return attention.attention_kernel(name.removeprefix("attention_"), target)
     if name.startswith("kv_store_"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,34 +10,47 @@ from numpy.typing import NDArray
 from ...formats.errors import CapacityError
 from ...formats.ggml_types import GgmlType, row_bytes
 from ...formats.record import replace
-from ...quant.narrow import TARGET, can_narrow, narrow
+from ...quant.narrow import can_narrow, narrow
 from ...quant.pack_format import ROW_LANES, PackedTensor
 from ..executor.team import Team
 from ..executor.threaded import kernels_of
 from ..kernels.kernel_set import KernelSet
 from ..memory import available_bytes, gigabytes
-from ..packing import Pack, pack_finite, pack_kernels_of
+from ..packing import Pack, Piece, pack_finite, pack_kernels_of
 from ..program import Program, Weight
 from ..simd.isa import choose_target
 from ..weights import GgufWeights
+from .narrowing import is_narrowed, narrow_by_kernels, narrow_kernels_of
 
 Progress = Callable[[str, int, int], None]
 ARENA_BYTES = 32 << 20
+NARROW_BYTES = 1 << 19  # of the file, that are made smaller at a time: as floats some MB, which stay in the cache
 
 
 class DraftWeights(GgufWeights):
-    """A GGUF file's weights with matrices of more than 5 bits a weight as Q4_0."""
+    """A GGUF file's weights, made smaller: those of feed-forward networks to ``feed_forward``, others to Q4_0.
+
+    The networks are nine tenths of a small model and bear three bits (bench/LOG.md).
+    """
+
+    feed_forward = GgmlType.Q3_0
 
     def matrix(self, name: str, n_out: int, n_in: int) -> Weight:
         """Describe a matrix as it will be packed."""
         weight = super().matrix(name, n_out, n_in)
-        if can_narrow(GgmlType[weight.file_type], n_in):
-            return replace(weight, packed=TARGET.name, source=weight.file_type)
+        target = self.feed_forward if ".ffn_" in name else GgmlType.Q4_0
+        if can_narrow(GgmlType[weight.file_type], n_in, target):
+            return replace(weight, packed=target.name, source=weight.file_type)
         return weight
 
+    def _pack_by_kernels(self, weights: Sequence[Weight], kernels: KernelSet, team: Team) -> Iterator[Piece]:
+        yield from super()._pack_by_kernels(weights, kernels, team)
+        for piece in self._pieces(filter(is_narrowed, weights), NARROW_BYTES):
+            narrow_by_kernels(piece, kernels, team)
+            yield piece
+
     def _pack_of(self, weight: Weight) -> Pack:
-        is_narrowed = weight.packed == TARGET.name and weight.file_type != TARGET.name
-        return _narrowing(GgmlType[weight.file_type], weight.n_in) if is_narrowed else super()._pack_of(weight)
+        return _narrowing(weight) if is_narrowed(weight) else super()._pack_of(weight)
 
     def load_for(
         self, programs: Sequence[Program], team: Team, *, kv_bytes: int, on_progress: Progress | None = None
@@ -60,7 +73,7 @@ class DraftWeights(GgufWeights):
         needed = n_byte + kv_bytes + ARENA_BYTES
         if needed > free:
             raise CapacityError(f"{self._path}: the draft model needs {gigabytes(needed)}, {gigabytes(free)} free")
-        names = set[str]().union(*map(kernels_of, programs)) | pack_kernels_of(own)
+        names = set[str]().union(*map(kernels_of, programs)) | pack_kernels_of(own) | narrow_kernels_of(own)
         kernels = KernelSet(names, choose_target(), on_progress=on_progress)
         self.pack_with(kernels, team)
         self.fetch_tables(programs)
@@ -69,15 +82,16 @@ class DraftWeights(GgufWeights):
         return kernels, n_byte
 
 
-def _narrowing(kind: GgmlType, n_in: int) -> Pack:
+def _narrowing(weight: Weight) -> Pack:
     """Return what packs rows of the file that are narrowed first."""
-    n_byte = row_bytes(kind, n_in)
+    kind, target = GgmlType[weight.file_type], GgmlType[weight.packed]
+    n_byte = row_bytes(kind, weight.n_in)
 
     def pack_narrow(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
         start, stop = group_start * ROW_LANES, min(group_stop * ROW_LANES, packed.n_row)
-        rows = narrow(kind, data[start * n_byte : stop * n_byte])
+        rows = narrow(kind, data[start * n_byte : stop * n_byte], target)
         parts = {name: part[group_start:group_stop] for name, part in packed.parts.items()}
-        piece = replace(packed, parts=parts, n_row=stop - start, source_type=TARGET)
+        piece = replace(packed, parts=parts, n_row=stop - start, source_type=target)
         pack_finite(piece, rows, 0, group_stop - group_start)
 
     return pack_narrow

@@ -20,7 +20,7 @@ UNKNOWN = "?"  # type of a weight of a target that is not there
 
 
 class HeadWeights(DraftWeights):
-    """A head's weights; matrices of more than 5 bits a weight become Q4_0, those of the target stay as they are.
+    """A head's weights; matrices of more than five bits a weight become Q4_0, those of the target stay as they are.
 
     Args:
         file: the head; must stay open.
@@ -28,6 +28,8 @@ class HeadWeights(DraftWeights):
             loaded.
         n_thread: threads that pack.
     """
+
+    feed_forward = GgmlType.Q4_0  # a head has one layer: what three bits would lose was not measured
 
     def __init__(
         self, file: GgufFile, target: tuple[Program, WeightSource] | None, n_thread: int | None = None

@@ -14,6 +14,7 @@ import numpy as np
 sys.path.append(str(Path(__file__).parents[2]))  # for tests.*; an installed llmrun comes first
 
 from llmrun.formats.ggml_types import BLOCK, GgmlType
+from llmrun.quant.narrow import narrow
 from llmrun.quant.pack import pack_rows
 from llmrun.quant.pack_format import allocate
 from llmrun.quant.quantize import SHAPES
@@ -25,12 +26,13 @@ from llmrun.runtime.fuse import fuse, lower
 from llmrun.runtime.kernels.kernel_set import LOOP_KERNELS, KernelSet
 from llmrun.runtime.kernels.layout import BATCH_WORDS
 from llmrun.runtime.kernels.probe_records import PROBE_RECORDS, probe_dot_record, probe_read_record
-from llmrun.runtime.kernels.registry import EMBED_FORMATS, MATMUL_FORMATS, PACK_FORMATS, kernel_names
+from llmrun.runtime.kernels.registry import EMBED_FORMATS, MATMUL_FORMATS, NARROW_FORMATS, PACK_FORMATS, kernel_names
 from llmrun.runtime.kv_cache import KvPages
 from llmrun.runtime.packing import Piece, pack_by_kernels
 from llmrun.runtime.program import ProgramBuilder, Rope, Weight
 from llmrun.runtime.scale_search import CompiledSearch
 from llmrun.runtime.simd.isa import TARGETS
+from llmrun.runtime.speculation.narrowing import narrow_by_kernels
 from tests.quant.hard_rows import hard_rows
 from tests.runtime.kernels.blocks import activations, blocks
 from tests.runtime.memory_weights import MemoryWeights
@@ -220,6 +222,19 @@ class Runner:
         for part, values in want.parts.items():
             assert np.array_equal(got.parts[part].view(np.uint8), values.view(np.uint8)), (name, part)
 
+    def run_narrow(self, name):
+        """Make a matrix smaller, rows of extreme content among it, and hold it against NumPy's."""
+        x = self.inputs["search.x"]
+        x = np.ascontiguousarray(x[np.abs(x).max(axis=1) < 6e4])
+        got, want = (allocate("w", GgmlType[name], *x.shape, kind) for kind in (GgmlType.F32, None))
+        self.used.add(f"narrow_{name.lower()}")
+        data = x.view(np.uint8).reshape(-1)
+        piece = Piece(Weight("w", *x.shape, name, source="F32"), got, data, 0, got.n_rowgroup, slice(0))
+        narrow_by_kernels(piece, self.kernel_set, self.team)
+        pack_rows(want, narrow(GgmlType.F32, data, GgmlType[name]), 0, want.n_rowgroup)
+        for part, values in want.parts.items():
+            assert np.array_equal(got.parts[part].view(np.uint8), values.view(np.uint8)), (name, part)
+
     def run_searches(self):
         """Quantise with each search, rows of extreme content among them, and hold it against NumPy's."""
         search, plain = CompiledSearch(kernels=self.kernel_set), NumpySearch()
@@ -263,6 +278,8 @@ class Runner:
             self.run_matmul(name)
         for name in PACK_FORMATS:
             self.run_pack(name)
+        for name in NARROW_FORMATS:
+            self.run_narrow(name)
         self.run_searches()
         self.run_concat()
         program, weights = layer_program(self.inputs)

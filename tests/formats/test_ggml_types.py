@@ -3,12 +3,12 @@
 import gguf
 import pytest
 
-from llmrun.formats.ggml_types import BLOCK, GgmlType, row_bytes
+from llmrun.formats.ggml_types import BLOCK, FILE_TYPES, GgmlType, row_bytes
 
 
 def test_numbers_and_names_equal_gguf():
     theirs = {t.name: int(t) for t in gguf.GGMLQuantizationType}
-    ours = {t.name: int(t) for t in GgmlType}
+    ours = {t.name: int(t) for t in FILE_TYPES}
     assert ours == {name: theirs[name] for name in ours}
     assert set(theirs) >= set(ours)
     if gguf.GGMLQuantizationType.__members__.keys() - set(ours):  # a newer gguf knows more
@@ -17,8 +17,8 @@ def test_numbers_and_names_equal_gguf():
 
 def test_block_sizes_equal_gguf():
     assert BLOCK.keys() == set(GgmlType)
-    assert {int(t): size for t, size in BLOCK.items()} == {
-        int(t): gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(t)] for t in GgmlType
+    assert {int(t): BLOCK[t] for t in FILE_TYPES} == {
+        int(t): gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(t)] for t in FILE_TYPES
     }
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrun.formats.errors import FormatError
-from llmrun.formats.ggml_types import BLOCK, GgmlType
+from llmrun.formats.ggml_types import BLOCK, FILE_TYPES
 from llmrun.formats.gguf import GgufFile
 
 from ..tiny_gguf import random_blocks, write_gguf
@@ -40,7 +40,7 @@ metadata_dicts = st.dictionaries(
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 tensor_dicts = st.dictionaries(
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20),
-    st.tuples(st.sampled_from(GgmlType), shapes),
+    st.tuples(st.sampled_from(FILE_TYPES), shapes),
     max_size=6,
 )
 
@@ -109,7 +109,7 @@ def test_directory_equals_gguf_reader(tmp_path):
     tensors = {
         f"blk.{i}.{kind.name.lower()}": (random_blocks(rng, kind, (i + 1, 3, 256)), kind)
         for i in range(2)
-        for kind in GgmlType
+        for kind in FILE_TYPES
     }
     tensors["output_norm.weight"] = rng.standard_normal(7).astype(np.float32)
     path = write_gguf(tmp_path / "m.gguf", {"llama.block_count": 2, "tokens": ["a", "b" * 300, "ü"]}, tensors)

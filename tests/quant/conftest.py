@@ -8,7 +8,7 @@ from llmrun.formats.ggml_types import BLOCK
 
 def _random_blocks(ggml_type, n_block, seed=0):
     """Return ``u8 [n_block, block_bytes]``: random bits (so NaN and infinite scales too), all zeros, all ones."""
-    rng = np.random.default_rng([int(ggml_type), n_block, seed])
+    rng = np.random.default_rng([int(ggml_type) % 256, n_block, seed])
     blocks = rng.integers(0, 256, (n_block, BLOCK[ggml_type][1]), dtype=np.uint8)
     if n_block > 2:
         blocks[1] = 0

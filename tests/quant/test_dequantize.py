@@ -12,7 +12,7 @@ from llmrun.quant.dequantize import CHUNK_WEIGHTS, DEQUANTIZERS, dequantize
 from llmrun.quant.tables import e8m0_half, ue4m3_half
 
 DATA_TYPES = {GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64}
-WITHOUT_ORACLE = {GgmlType.Q1_0, GgmlType.Q8_1, GgmlType.Q8_K}  # gguf.quants lacks them
+WITHOUT_ORACLE = {GgmlType.Q3_0, GgmlType.Q1_0, GgmlType.Q8_1, GgmlType.Q8_K}  # gguf.quants lacks them
 
 
 def by_name(ggml_type):
@@ -35,7 +35,7 @@ def test_equals_libgguf(random_blocks, assert_same_bits):
     """Q1_0 and all the others that llama.cpp's own C code dequantises, in the wheel of that name."""
     libgguf = pytest.importorskip("libgguf")
     floats = {GgmlType.F32, GgmlType.F16, GgmlType.BF16}
-    for ggml_type in sorted(set(DEQUANTIZERS) - floats - {GgmlType.Q8_1, GgmlType.Q8_K}):
+    for ggml_type in sorted(set(DEQUANTIZERS) - floats - {GgmlType.Q3_0, GgmlType.Q8_1, GgmlType.Q8_K}):
         n_weight = BLOCK[ggml_type][0]
         blocks = random_blocks(ggml_type, 500)
         raw = libgguf.dequantize_rows_raw(int(ggml_type), blocks.tobytes(), len(blocks), n_weight)
@@ -45,6 +45,16 @@ def test_equals_libgguf(random_blocks, assert_same_bits):
 def q1_0(block):
     (d,) = struct.unpack_from("<e", block)
     return [d if block[2 + j // 8] >> (j % 8) & 1 else -d for j in range(128)]
+
+
+def q3_0(block):
+    (d,) = struct.unpack_from("<e", block)
+
+    def quant(column):
+        k, c = divmod(column, 4)
+        return (block[2 + c] >> k & 1) << 2 | block[6 + 4 * (k // 4) + c] >> 2 * (k % 4) & 3
+
+    return [np.float32(d) * np.float32(quant(column) - 4) for column in range(32)]
 
 
 def q8_1(block):
@@ -57,7 +67,10 @@ def q8_k(block):
     return [np.float32(d) * np.float32(q) for q in qs]
 
 
-@pytest.mark.parametrize(("ggml_type", "define"), [(GgmlType.Q1_0, q1_0), (GgmlType.Q8_1, q8_1), (GgmlType.Q8_K, q8_k)])
+@pytest.mark.parametrize(
+    ("ggml_type", "define"),
+    [(GgmlType.Q3_0, q3_0), (GgmlType.Q1_0, q1_0), (GgmlType.Q8_1, q8_1), (GgmlType.Q8_K, q8_k)],
+)
 def test_equals_definition(ggml_type, define, random_blocks, assert_same_bits):
     """The definitions are those of llama.cpp's block structures (Q8_1 with float32 scales, as gguf sizes it)."""
     blocks = random_blocks(ggml_type, 300)

@@ -14,6 +14,7 @@ from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.sampling.chain import Sampler
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
+from llmrun.runtime.speculation import draft_weights
 from llmrun.runtime.speculation.draft_model import DraftModel
 from llmrun.runtime.speculation.loop import verify
 from llmrun.runtime.speculation.model_source import FIRST_WINDOW, N_OUT, ModelSource
@@ -81,8 +82,9 @@ def answers(engine, draft, sampler, lengths, n=50):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 0.8, 1.2])
-def test_the_target_as_its_own_draft_is_always_right(target, tiny_path, temperature):
+def test_the_target_as_its_own_draft_is_always_right(target, tiny_path, temperature, monkeypatch):
     """It sees the same noise, so it picks the same at any temperature."""
+    monkeypatch.setattr(draft_weights, "can_narrow", lambda *_: False)
     draft = DraftModel.open(tiny_path("llama", "Q4_0"), target)
     want, got, planner = answers(target, draft, SamplerSettings(temperature=temperature, repeat_penalty=1.2), [4])
     draft.close()
@@ -100,7 +102,7 @@ def test_a_random_draft_with_a_cut_head(target, tiny_path, temperature, n_head_t
     assert got == [want, want]
     assert draft.executor.program.outputs["logits"].n_col == min(n_head_token, 301)
     kinds = {w.packed for op in draft.executor.program.ops if op.kind == "matmul" for w in op.weights if w.n_out}
-    assert kinds == {"Q4_0"}  # smaller than in the file
+    assert kinds == {"Q3_0", "Q4_0"}  # smaller than in the file
     assert len(planner.n_row) > 40
 
 

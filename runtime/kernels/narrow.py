@@ -1,0 +1,117 @@
+"""Narrowing as kernels: f32 rows into the packed parts of Q3_0 and Q4_0, the compiled form of ``quant/narrow.py``.
+
+16 rows are the lanes. Record words after the two that all share (the number of rows, word 1, is not used):
+
+2 x (f32 rows), 3 bytes of a row, 4 row groups, 5 blocks of a row, 6, 7 quants and scales, as ``quant/pack_format.py``
+has them, of the first row group.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ...formats.ggml_types import GgmlType
+from ...quant.narrow import GRIDS
+from ..simd.compiler import Kernel
+from ..simd.isa import Target
+from ..simd.scalar import load_i64, stack_bytes
+from ..simd.vector import (
+    absolute, add, and_i32, as_f32, device, div, f32x16, i32x16, int64, load_f32x16, load_strided, maximum, minimum,
+    mul, or_i32, round_even, shift_left, shift_right, splat, splat_i32, store_f16x16, store_f32x16, to_i32, void,
+    where_less,
+)  # fmt: skip
+from .rows import first_unit
+
+_ZERO = np.float32(0)
+_LINE = 64  # bytes of 16 lanes
+_block_memory = stack_bytes(32 * _LINE)
+
+
+@device(void(int64, i32x16))
+def _store_words(address, words):
+    store_f32x16(address, as_f32(words))
+
+
+@device(void(int64, int64))
+def _put_q3(lines, q3):
+    """Pack 32 columns of quants 0 to 7, a line each."""
+    high = splat_i32(0)
+    for half in range(2):
+        low = splat_i32(0)
+        for i in range(4):
+            vector = splat_i32(0)
+            for c in range(4):
+                vector = or_i32(vector, shift_left(to_i32(load_f32x16(lines + _LINE * (16 * half + 4 * i + c))), 8 * c))
+            low = or_i32(low, shift_left(and_i32(vector, 0x03030303), 2 * i))
+            high = or_i32(high, shift_left(and_i32(shift_right(vector, 2), 0x01010101), 4 * half + i))
+        _store_words(q3 + _LINE * (1 + half), low)
+    _store_words(q3, high)
+
+
+@device(void(int64, int64))
+def _put_q4(lines, q4):
+    """Pack 32 columns of quants 0 to 15, a line each."""
+    for v in range(4):
+        words = splat_i32(0)
+        for k in range(2):
+            for c in range(4):
+                quant = to_i32(load_f32x16(lines + _LINE * (8 * v + 4 * k + c)))
+                words = or_i32(words, shift_left(quant, 8 * c + 4 * k))
+        _store_words(q4 + _LINE * v, words)
+
+
+_PUT: dict[str, tuple[Any, int]] = {"Q3_0": (_put_q3, 192), "Q4_0": (_put_q4, 256)}  # and bytes of a group
+
+
+def narrow_kernel(name: str, _target: Target) -> Kernel:
+    """Return the narrowing to one type."""
+    grid, (put, group_bytes) = GRIDS[GgmlType[name]], _PUT[name]
+    lowest, highest, offset = np.float32(-grid.offset), np.float32(grid.offset - 1), np.float32(grid.offset)
+    starts = tuple(np.float32(-start) for start in grid.starts)
+
+    @device(f32x16(f32x16, f32x16))
+    def nearest(value, inverse):
+        return minimum(maximum(round_even(mul(value, inverse)), splat(lowest)), splat(highest))
+
+    @device(void(int64, int64, int64))
+    def narrow_block(lines, q, d):
+        """Narrow 32 columns, a line each, which are overwritten."""
+        peak = total = splat(_ZERO)
+        for column in range(32):
+            value = load_f32x16(lines + _LINE * column)
+            peak = where_less(absolute(peak), absolute(value), value, peak)
+            total = add(total, value)
+        scale, best, best_inverse = mul(total, splat(_ZERO)), splat(_ZERO), splat(_ZERO)
+        for start in starts:
+            inverse = where_less(splat(_ZERO), absolute(peak), div(splat(start), peak), splat(_ZERO))
+            sum_qq = sum_qx = splat(_ZERO)
+            for column in range(32):
+                value = load_f32x16(lines + _LINE * column)
+                quant = nearest(value, inverse)
+                sum_qq, sum_qx = add(sum_qq, mul(quant, quant)), add(sum_qx, mul(quant, value))
+            step = div(sum_qx, sum_qq)
+            gain = mul(step, sum_qx)
+            scale = where_less(best, gain, step, scale)
+            best_inverse = where_less(best, gain, inverse, best_inverse)
+            best = where_less(best, gain, gain, best)
+        for column in range(32):
+            quant = nearest(load_f32x16(lines + _LINE * column), best_inverse)
+            store_f32x16(lines + _LINE * column, add(quant, splat(offset)))
+        put(lines, q)
+        store_f16x16(d, scale)
+
+    def narrow(record, batch, worker, n_worker):
+        x, row_bytes, n_rowgroup = load_i64(record + 16), load_i64(record + 24), load_i64(record + 32)
+        n_block, q, d = load_i64(record + 40), load_i64(record + 48), load_i64(record + 56)
+        lines = _block_memory()
+        for g in range(first_unit(n_rowgroup, worker, n_worker), first_unit(n_rowgroup, worker + 1, n_worker)):
+            for block in range(n_block):
+                source = x + 16 * row_bytes * g + 128 * block
+                for column in range(32):
+                    store_f32x16(lines + _LINE * column, load_strided(source + 4 * column, row_bytes))
+                place = n_block * g + block
+                narrow_block(lines, q + group_bytes * place, d + 32 * place)
+
+    return Kernel(f"narrow_{name.lower()}", void(*[int64] * 4), narrow)
