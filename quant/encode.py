@@ -51,11 +51,10 @@ def encode_q4_1(d: U8, m: U8, q: U8) -> U8:
 
 def encode_q3_0(d: U8, q: U8) -> U8:
     """Return Q3_0 blocks from ``d u8 [n, 2]`` and ``q [n, 32]``, 0 to 7."""
-    k = np.arange(8)[:, None]
     by_four = q.reshape(-1, 8, 4)
-    high = np.bitwise_or.reduce(by_four >> 2 << k.astype(np.uint8), axis=1)
-    low = np.bitwise_or.reduce(((by_four & 3) << (2 * (k % 4)).astype(np.uint8)).reshape(-1, 2, 4, 4), axis=2)
-    return np.concatenate([d, high, low.reshape(-1, 8)], axis=1)
+    rest = by_four[:, 6] | by_four[:, 7] << 3
+    qs = [by_four[:, 2 * j] | by_four[:, 2 * j + 1] << 3 | (rest >> 2 * j & 3) << 6 for j in range(3)]
+    return np.concatenate([d, *qs], axis=1)
 
 
 def encode_q5_0(d: U8, q: U8) -> U8:

@@ -4,7 +4,7 @@
 type   bytes  fields                                                              weight
 =====  =====  ==================================================================  =================
 Q1_0   18     d f16, 128 bits (bit j % 8 of byte j / 8)                           ``bit ? d : -d``
-Q3_0   14     d f16, qh u8[4], qs u8[8]                                           ``d * (q - 4)``
+Q3_0   14     d f16, qs u8[12]                                                    ``d * (q - 4)``
 Q4_0   18     d f16, qs u8[16]                                                    ``d * (q - 8)``
 Q4_1   20     d f16, m f16, qs u8[16]                                             ``d * q + m``
 Q5_0   22     d f16, qh u32, qs u8[16]                                            ``d * (q - 16)``
@@ -13,9 +13,9 @@ Q8_0   34     d f16, qs i8[32]                                                  
 Q8_1   40     d f32, s f32 (sum of the weights, unused here), qs i8[32]           ``d * q``
 =====  =====  ==================================================================  =================
 
-``qs`` of 16 bytes: low nibbles are weights 0..15, high nibbles 16..31. Bit j of ``qh`` is bit 4 of weight j. Q3_0 is
-llmrun's own, in the order of its kernels: bit k of byte c of ``qh`` is bit 2 of weight ``4k + c``, bits 2i and 2i + 1
-of byte ``4v + c`` of ``qs`` are the others of weight ``16v + 4i + c``.
+``qs`` of 16 bytes: low nibbles are weights 0..15, high nibbles 16..31. Bit j of ``qh`` is bit 4 of weight j.
+Q3_0 is llmrun's own: byte ``4j + c`` of ``qs`` has weight ``8j + c`` in bits 0..2 and ``8j + 4 + c`` in bits 3..5, j
+being 0 to 2. Bits 6 and 7 of bytes c, 4 + c and 8 + c, one after the other, are weights ``24 + c`` and ``28 + c``.
 
 Source: llama.cpp ``ggml/src/ggml-common.h`` and ``ggml-quants.c``. Q8_1 is a type for activations that no file
 holds; its 40-byte form is the one in ``gguf.GGML_QUANT_SIZES`` (llama.cpp itself now keeps d and s as f16).
@@ -53,10 +53,10 @@ def q1_0(blocks: U8) -> F32:
 
 def q3_0(blocks: U8) -> F32:
     """Return the weights ``[n_block, 32]``."""
-    k = np.arange(8)[:, None]
-    high = blocks[:, None, 2:6] >> k & 1  # [n_block, 8, 4]
-    low = blocks[:, 6:].reshape(-1, 2, 4)[:, k[:, 0] // 4] >> 2 * (k % 4) & 3
-    return half_at(blocks, 0) * _signed((high << 2 | low).reshape(-1, 32), 4)
+    qs = blocks[:, 2:].reshape(-1, 3, 4)
+    rest = (qs[:, 0] >> 6) | (qs[:, 1] >> 6) << 2 | (qs[:, 2] >> 6) << 4
+    by_four = [part >> shift & 7 for part in qs.transpose(1, 0, 2) for shift in (0, 3)]
+    return half_at(blocks, 0) * _signed(np.concatenate([*by_four, rest & 7, rest >> 3], axis=1), 4)
 
 
 def q4_0(blocks: U8) -> F32:

@@ -11,6 +11,8 @@ part  dtype, shape                         meaning
 q4    u8 [n_rowgroup, n_group, 4, 64]      byte of vector v: low nibble vector 2v, high nibble 2v+1
 q2    u8 [n_rowgroup, n_group, 2, 64]      bits 2i, 2i+1 of the byte of vector v: vector 4v+i
 q3    u8 [n_rowgroup, n_group, 3, 64]      vector 0, bit k: the highest bit of vector k; then as q2
+q33   u8 [n_rowgroup, n_group, 3, 64]      byte of vector v: vectors 2v and 2v + 1 in three bits each; the two highest
+                                           bits of all three, one after the other, are vectors 6 and 7
 q5    u8 [n_rowgroup, n_group, 5, 64]      vector 0, bit k: the highest bit of vector k; then as q4
 q6    u8 [n_rowgroup, n_group, 6, 64]      the two highest bits as q2; then as q4
 q8    i8 [n_rowgroup, n_group, 8, 64]      one byte a weight
@@ -117,6 +119,7 @@ def _format(ggml_type: GgmlType, *names: str, s6_bytes: int = 192) -> PackedForm
         "q4": PartSpec("q4", np.dtype(np.uint8), 32, (4, 64)),
         "q2": PartSpec("q2", np.dtype(np.uint8), 32, (2, 64)),
         "q3": PartSpec("q3", np.dtype(np.uint8), 32, (3, 64)),
+        "q33": PartSpec("q33", np.dtype(np.uint8), 32, (3, 64)),
         "q5": PartSpec("q5", np.dtype(np.uint8), 32, (5, 64)),
         "q6": PartSpec("q6", np.dtype(np.uint8), 32, (6, 64)),
         "q8": PartSpec("q8", np.dtype(np.int8), 32, (8, 64)),
@@ -134,7 +137,7 @@ def _format(ggml_type: GgmlType, *names: str, s6_bytes: int = 192) -> PackedForm
 PACKED_FORMATS: dict[GgmlType, PackedFormat] = {
     f.ggml_type: f
     for f in (
-        _format(GgmlType.Q3_0, "q3", "d"),
+        _format(GgmlType.Q3_0, "q33", "d"),
         _format(GgmlType.Q4_0, "q4", "d"),
         _format(GgmlType.Q4_1, "q4", "dm"),
         _format(GgmlType.Q5_0, "q5", "d"),

@@ -166,17 +166,18 @@ def _q2_k(p: Parts) -> Fields:
     return _k_with_min(p["dm"], p["s4"] & 15, p["s4"] >> 4, _crumbs(p["q2"]))
 
 
-def _q3(p: Parts) -> NDArray[np.int8]:
-    q = _crumbs(p["q3"][:, :, 1:]) | (_bits(p["q3"][:, :, 0]) << 2)
-    return q.astype(np.int8) - np.int8(4)
-
-
 def _q3_0(p: Parts) -> Fields:
-    return _scaled(p["d"], _q3(p))
+    q = p["q33"]
+    high = q >> 6
+    rest = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4
+    vectors = [q[:, :, v] >> shift & 7 for v in range(3) for shift in (0, 3)]
+    threes = _rows(np.stack([*vectors, rest & 7, rest >> 3], axis=2))
+    return _scaled(p["d"], threes.astype(np.int8) - np.int8(4))
 
 
 def _q3_k(p: Parts) -> Fields:
-    return _k_signed(p["d"], _scales_6(p["s6"], 16), _q3(p))
+    q = _crumbs(p["q3"][:, :, 1:]) | (_bits(p["q3"][:, :, 0]) << 2)
+    return _k_signed(p["d"], _scales_6(p["s6"], 16), q.astype(np.int8) - np.int8(4))
 
 
 def _q4_k(p: Parts) -> Fields:

@@ -16,7 +16,7 @@ from ..simd.vector import (
     or_i32, shift_left, shift_right, splat, splat_i32, sub, sub_i32, to_f32, void, where_less,
 )  # fmt: skip
 from ..simd.weight_bytes import (
-    FIVE_BIT, FOUR_BIT, SIGNED_BYTE, SIX_BIT, THREE_BIT, TWO_BIT, WeightBytes, table_of_16,
+    FIVE_BIT, FOUR_BIT, SIGNED_BYTE, SIX_BIT, THREE_BIT, THREES, TWO_BIT, WeightBytes, table_of_16,
 )  # fmt: skip
 
 _TILE = void(*[int64] * 8)  # p0 p1 p2 n x x_block x_tok out
@@ -260,7 +260,7 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
 # How to make a tile of each format. A tile gets the addresses of the format's parts in the order of
 # ``quant/pack_format.py``.
 TILES: dict[str, Callable[..., Any]] = {
-    "Q3_0": _tile_of_blocks(THREE_BIT, _d, offset=4),
+    "Q3_0": _tile_of_blocks(THREES, _d, offset=4),
     "Q4_0": _tile_of_blocks(FOUR_BIT, _d, offset=8),
     "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale, _dm_minimum, scale_bytes=64),
     "Q5_0": _tile_of_blocks(FIVE_BIT, _d, offset=16),

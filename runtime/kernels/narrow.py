@@ -34,32 +34,30 @@ def _store_words(address, words):
     store_f32x16(address, as_f32(words))
 
 
+@device(i32x16(int64, int64))
+def _vector(lines, k):
+    """Return the quants of columns ``4k`` to ``4k + 3``, a byte each."""
+    words = splat_i32(0)
+    for c in range(4):
+        words = or_i32(words, shift_left(to_i32(load_f32x16(lines + _LINE * (4 * k + c))), 8 * c))
+    return words
+
+
 @device(void(int64, int64))
-def _put_q3(lines, q3):
+def _put_q3(lines, q33):
     """Pack 32 columns of quants 0 to 7, a line each."""
-    high = splat_i32(0)
-    for half in range(2):
-        low = splat_i32(0)
-        for i in range(4):
-            vector = splat_i32(0)
-            for c in range(4):
-                vector = or_i32(vector, shift_left(to_i32(load_f32x16(lines + _LINE * (16 * half + 4 * i + c))), 8 * c))
-            low = or_i32(low, shift_left(and_i32(vector, 0x03030303), 2 * i))
-            high = or_i32(high, shift_left(and_i32(shift_right(vector, 2), 0x01010101), 4 * half + i))
-        _store_words(q3 + _LINE * (1 + half), low)
-    _store_words(q3, high)
+    rest = or_i32(_vector(lines, 6), shift_left(_vector(lines, 7), 3))
+    for v in range(3):
+        words = or_i32(_vector(lines, 2 * v), shift_left(_vector(lines, 2 * v + 1), 3))
+        high = shift_left(and_i32(shift_right(rest, 2 * v), 0x03030303), 6)
+        _store_words(q33 + _LINE * v, or_i32(words, high))
 
 
 @device(void(int64, int64))
 def _put_q4(lines, q4):
     """Pack 32 columns of quants 0 to 15, a line each."""
     for v in range(4):
-        words = splat_i32(0)
-        for k in range(2):
-            for c in range(4):
-                quant = to_i32(load_f32x16(lines + _LINE * (8 * v + 4 * k + c)))
-                words = or_i32(words, shift_left(quant, 8 * c + 4 * k))
-        _store_words(q4 + _LINE * v, words)
+        _store_words(q4 + _LINE * v, or_i32(_vector(lines, 2 * v), shift_left(_vector(lines, 2 * v + 1), 4)))
 
 
 _PUT: dict[str, tuple[Any, int]] = {"Q3_0": (_put_q3, 192), "Q4_0": (_put_q4, 256)}  # and bytes of a group

@@ -19,7 +19,7 @@ _OTHER_SOURCES = (("numba", "_version.py"), ("llvmlite", "_version.py"), ("gguf"
 # Modules of runtime/kernels with the kernels that they build; all other kernels are of their own name's module.
 _BY_PREFIX = {
     "matmul_": "matmul", "embed_": "embed", "pack_": "pack", "probe_": "probe", "search_": "scale_search",
-    "attention_": "attention", "kv_store_": "kv_store",
+    "attention_": "attention", "kv_store_": "kv_store", "narrow_": "narrow",
 }  # fmt: skip
 _BY_NAME = {
     **dict.fromkeys(("rms_norm", "add", "glu", "softcap", "scale", "select"), "rows"),

@@ -58,6 +58,15 @@ def _bit(to: int) -> Field:
     return field
 
 
+def _three(low: Lowering, q33: Any, k: int, part: int) -> Any:
+    def field(vector: int, shift: int, n_bit: int, to: int = 0) -> Any:
+        return low.bits(low.load_part(low.at(q33, 64 * vector), part), shift, n_bit, to)
+
+    if k == 6:
+        return low.b.or_(field(0, 6, 2), field(1, 6, 1, 2))
+    return low.b.or_(field(1, 7, 1), field(2, 6, 2, 1)) if k == 7 else field(k // 2, 3 * (k % 2), 3)
+
+
 def _signed(low: Lowering, q8: Any, k: int, part: int) -> Any:
     return low.signed_operand(low.load_part(low.at(q8, 64 * k), part))
 
@@ -75,5 +84,6 @@ FOUR_BIT = WeightBytes(_nibble, None, 0, 256, 15)
 FIVE_BIT = WeightBytes(_nibble, _bit(4), 64, 320, 31)
 SIX_BIT = WeightBytes(_nibble, _crumb(4), 128, 384, 63)
 TWO_BIT = WeightBytes(_crumb(0), None, 0, 128, 3)
-THREE_BIT = WeightBytes(_crumb(0), _bit(2), 64, 192, 7)
+THREE_BIT = WeightBytes(_crumb(0), _bit(2), 64, 192, 7)  # of Q3_K
+THREES = WeightBytes(_three, None, 0, 192, 7)  # of Q3_0
 SIGNED_BYTE = WeightBytes(_signed, None, 0, 512, None)

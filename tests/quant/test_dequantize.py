@@ -49,12 +49,14 @@ def q1_0(block):
 
 def q3_0(block):
     (d,) = struct.unpack_from("<e", block)
-
-    def quant(column):
-        k, c = divmod(column, 4)
-        return (block[2 + c] >> k & 1) << 2 | block[6 + 4 * (k // 4) + c] >> 2 * (k % 4) & 3
-
-    return [np.float32(d) * np.float32(quant(column) - 4) for column in range(32)]
+    quants = {}
+    for c in range(4):
+        bytes_of_c = [block[2 + 4 * j + c] for j in range(3)]
+        for j, byte in enumerate(bytes_of_c):
+            quants[8 * j + c], quants[8 * j + 4 + c] = byte & 7, byte >> 3 & 7
+        rest = sum((byte >> 6) << 2 * j for j, byte in enumerate(bytes_of_c))
+        quants[24 + c], quants[28 + c] = rest & 7, rest >> 3
+    return [np.float32(d) * np.float32(quants[column] - 4) for column in range(32)]
 
 
 def q8_1(block):
