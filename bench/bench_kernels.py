@@ -17,11 +17,11 @@ from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.quant.pack import pack
 from llmrun.runtime.executor.team import Team, aligned_array
 from llmrun.runtime.kernels.kernel_set import KernelSet
-from llmrun.runtime.kernels.layout import BARRIER_WORD, BATCH_WORDS, RECORD_WORDS, TOKEN_GROUP
+from llmrun.runtime.kernels.layout import BARRIER_WORD, BATCH_WORDS, NEAR_ZEN, RECORD_WORDS, TOKEN_GROUP
 from llmrun.runtime.kernels.registry import MATMUL_FORMATS
 from llmrun.runtime.measure.kernel_speed import without_denormals
 from llmrun.runtime.measure.roofline import read_pass
-from llmrun.runtime.simd.isa import choose_target, is_zen
+from llmrun.runtime.simd.isa import choose_target, zen_generation
 from llmrun.runtime.simd.tile import RECORD_BYTES as X_BYTES
 
 N_RUN = 32  # of one sample
@@ -59,7 +59,7 @@ class Job:
         record[2:4] = n_row // 16, n_col if is_float else n_col // 32
         record[4 : 4 + len(parts)] = parts
         record[12:16] = self.x.ctypes.data, n_col * 4, self.y.ctypes.data, n_row * 4
-        record[20:22] = 1, int(is_zen())
+        record[20:22] = 1, int(zen_generation() >= NEAR_ZEN)
         self.records[:] = record
         self.records[-1, BARRIER_WORD] = 1
         self.batch, self.team = batch, team

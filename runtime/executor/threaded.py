@@ -24,6 +24,7 @@ from ..kernels.layout import (
     MAX_SHARED,
     N_OUT,
     N_TOK,
+    NEAR_ZEN,
     RECORD_WORDS,
     SEGMENT_PAGES,
     state_bytes,
@@ -31,7 +32,7 @@ from ..kernels.layout import (
 from ..key_balance import factors_of, query_factors
 from ..kv_cache import KvPages
 from ..program import Buffer, Op, Program, Rope, Weight
-from ..simd.isa import is_zen
+from ..simd.isa import zen_generation
 from ..weights import WeightSource
 from .plan import RECORDS, plan, row_bytes
 from .team import Team, aligned_array
@@ -237,7 +238,7 @@ def _bind_matmul(e: ThreadedExecutor, op: Op) -> list[int]:
     return [
         -(-w.n_out // 16), w.n_in if is_float else w.n_in // 32, *e.parts(w), *second,
         e.at(x), row_bytes(x), e.at(y), row_bytes(y), bias, residual, activation, _records(e, op),
-        RECORDS.get(x.kind, 1), int(is_zen()),
+        RECORDS.get(x.kind, 1), int(zen_generation() >= NEAR_ZEN),
     ]  # fmt: skip
 
 

@@ -47,6 +47,7 @@ SPIN_IDLE = 440  # waits for the next pass before a worker returns to Python
 
 ROW_LANES = 16  # output rows of a matmul tile; f32 rows of every buffer are padded to this
 TOKEN_GROUP = 16  # tokens whose activation records lie side by side
+NEAR_ZEN = 4  # generation of AMD's cores from which on matmuls of few tokens use near tiles (``matmul_tiles.py``)
 # Types that kernels pack (``pack.py``); for IQ4_NL the one of Q4_0 does, which has the same fields.
 PACK_FORMATS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "F16", "BF16")
 PACK_SPECIAL = 10  # word of a packing's record that says whether it saw an infinite or NaN scale

@@ -278,8 +278,9 @@ TILES: dict[str, Callable[..., Any]] = {
     "BF16": _tile_float(load_bf16x16, 32),
     "F32": _tile_float(load_f32x16, 64),
 }
-# Tiles for Zen cores: what they ask for of quants, by number of tokens (scales: 16 groups ahead). Such a core
-# streams one token's weights best by itself; one line in four keeps it going where its streams end, at pages of 4 kB.
+# Tiles for Zen cores: what they ask for of quants, by number of tokens (scales: 16 groups ahead). Such a core streams
+# one token's weights best by itself; one line in four keeps it going where its streams end, at pages of 4 kB. That
+# holds from generation ``NEAR_ZEN`` on: a Zen 3 takes up to 1.4 times as long with them (bench/LOG.md).
 _EACH_LINE, _ONE_IN_FOUR = Ahead(4096, 1), Ahead(4096, 2, 256)
 _BOTH, _TWO, _ONE = {2: _EACH_LINE, 1: _EACH_LINE}, {2: _EACH_LINE, 1: _ONE_IN_FOUR}, {1: _ONE_IN_FOUR}
 _STREAM = {2: _ONE_IN_FOUR, 1: _ONE_IN_FOUR}

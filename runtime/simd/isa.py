@@ -111,13 +111,14 @@ def cpu_features() -> frozenset[str]:
 
 
 @lru_cache(maxsize=1)
-def is_zen() -> bool:
-    """Return whether this is one of AMD's Zen cores: what fetches ahead there works otherwise than in Intel's."""
+def zen_generation() -> int:
+    """Return which generation of AMD's Zen cores this is, whose fetching ahead has ways of its own; 0: another CPU."""
     if family() != "x86":
-        return False
+        return 0
     import llvmlite.binding as llvm
 
-    return bool(llvm.get_host_cpu_name().startswith("znver"))
+    number = str(llvm.get_host_cpu_name()).removeprefix("znver")
+    return int(number) if number.isdecimal() else 0
 
 
 def _auxv_features() -> frozenset[str]:

@@ -75,10 +75,10 @@ def test_equals_the_twin_for_every_number_of_tokens(machine, target_name, name):
             assert_same_bits(bound.get(y, n_tok), want[:n_tok], f"{n_row} x {n_col}, {n_tok} tokens")
 
 
-@pytest.mark.parametrize("is_zen", [False, True])
+@pytest.mark.parametrize("generation", [0, 3, 4])
 @pytest.mark.parametrize(("target_name", "name"), [p for p in PAIRS if p[1] in NEAR_TILES])
-def test_where_weights_are_asked_for_changes_nothing(machine, monkeypatch, target_name, name, is_zen):
-    monkeypatch.setattr(threaded, "is_zen", lambda: is_zen)
+def test_where_weights_are_asked_for_changes_nothing(machine, monkeypatch, target_name, name, generation):
+    monkeypatch.setattr(threaded, "zen_generation", lambda: generation)
     weights, w, x, want = case(name, *shapes(name)[-1])
     bound, buffer, y = bind(machine, target_name, weights, w)
     for n_tok in (1, 2, 3):
