@@ -61,7 +61,7 @@ def narrow_by_kernels(piece: Piece, kernels: KernelSet, team: Team) -> None:
         record[0] = kernels.address(name)
         record[2 : 2 + len(words)] = words
         record[BARRIER_WORD] = 1
-    team.run(int(records.ctypes.data), len(records), int(batch.record.ctypes.data), is_long=True)
+    team.run(int(records.ctypes.data), len(records), int(batch.record.ctypes.data))
     if n_row < n_padded:  # padding is zeros, not the quants of zeros
         parts[0][-1].reshape(-1, ROW_LANES, 4)[:, n_row % ROW_LANES :] = 0
     if not np.isfinite(parts[1].view(np.float16)).all():

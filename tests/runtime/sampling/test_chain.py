@@ -47,6 +47,17 @@ def test_picks_what_the_plain_definition_picks(name, n_vocab):
         assert fast.pick(logits, history, key) == expected, f"position {position}, from {survivors}"
 
 
+@pytest.mark.parametrize("name", CHAINS)
+def test_a_shorter_row_leaves_out_the_tokens_beyond_it(name):
+    sampler = Sampler(SamplerSettings(**CHAINS[name]), 3000, piece)
+    for position in range(12):
+        whole = random_row(position, 3000)
+        whole[700:] = -np.inf
+        history = np.random.default_rng(position).integers(0, 3000, 40).tolist()
+        key = NoiseKey(7, 1, position)
+        assert sampler.pick(whole[:700], history, key) == sampler.pick(whole, history, key)
+
+
 @given(st.sampled_from(sorted(CHAINS)), st.integers(0, 2**64 - 1), st.integers(2, 2000), st.lists(st.integers(0, 99)))
 @settings(deadline=None, max_examples=60)
 def test_is_pure(name, seed, n_vocab, history):
