@@ -2,7 +2,7 @@
 
 A draft may be anything that guesses well, and its time is its bytes. For a few steps the weights are rounded, then the
 step is fitted to what they were rounded to; the best of the few is kept, by the sum of squared errors.
-``runtime/kernels/narrow.py`` is the compiled form and gives the same bits.
+This is the specification: ``runtime/kernels/narrow.py``, which gives the same bits, is what loads a draft.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ that models mostly have. ``weights.py`` cuts the matrices of a model into ranges
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +23,6 @@ from .program import Weight
 
 # Exponent bits of infinity and NaN, by the type of the weights or of their scales in a packed part.
 _EXPONENT = {"f16": 0x7C00, "bf16": 0x7F80, "f32": 0x7F80_0000}
-
-# pack(packed, the tensor's bytes, first row group, row group after the last)
-Pack = Callable[[PackedTensor, NDArray[np.uint8], int, int], None]
 
 
 class Piece(NamedTuple):

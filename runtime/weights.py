@@ -29,7 +29,7 @@ from ..quant.widen import run_type
 from .described_weights import DescribedWeights
 from .executor.team import Team
 from .kernels.kernel_set import KernelSet
-from .packing import Pack, Piece, pack_by_kernels, pack_finite, pack_kernel_of
+from .packing import Piece, pack_by_kernels, pack_finite, pack_kernel_of
 from .program import Program, Weight
 
 F32 = NDArray[np.float32]
@@ -148,16 +148,11 @@ class GgufWeights(DescribedWeights[TensorInfo]):
             for piece in pieces:
                 if len(started) == 4 * self._n_thread:
                     finish_first()
-                pack = self._pack_of(piece.weight)
-                started.append((piece, pool.submit(pack, piece.packed, piece.data, piece.start, piece.stop)))
+                started.append((piece, pool.submit(pack_finite, piece.packed, piece.data, piece.start, piece.stop)))
             while started:
                 finish_first()
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C does not wait for what has not begun
-
-    def _pack_of(self, weight: Weight) -> Pack:  # noqa: ARG002  # a subclass looks at it
-        """Return what packs a matrix that has no kernel."""
-        return pack_finite
 
     def packed(self, weight: Weight) -> PackedTensor:
         """Return a matrix in the kernel layout; it is packed the first time and kept.

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ...formats.errors import CapacityError
-from ...formats.ggml_types import GgmlType, row_bytes
+from ...formats.ggml_types import GgmlType
 from ...formats.record import replace
-from ...quant.narrow import can_narrow, narrow
-from ...quant.pack_format import ROW_LANES, PackedTensor
+from ...quant.narrow import can_narrow
 from ..executor.team import Team
 from ..executor.threaded import kernels_of
 from ..kernels.kernel_set import KernelSet
 from ..memory import available_bytes, gigabytes
-from ..packing import Pack, Piece, pack_finite, pack_kernels_of
+from ..packing import Piece, pack_kernels_of
 from ..program import Program, Weight
 from ..simd.isa import choose_target
 from ..weights import GgufWeights
@@ -49,9 +45,6 @@ class DraftWeights(GgufWeights):
             narrow_by_kernels(piece, kernels, team)
             yield piece
 
-    def _pack_of(self, weight: Weight) -> Pack:
-        return _narrowing(weight) if is_narrowed(weight) else super()._pack_of(weight)
-
     def load_for(
         self, programs: Sequence[Program], team: Team, *, kv_bytes: int, on_progress: Progress | None = None
     ) -> tuple[KernelSet, int]:
@@ -80,18 +73,3 @@ class DraftWeights(GgufWeights):
         self.load(own, on_progress)
         self._file.check_unchanged()
         return kernels, n_byte
-
-
-def _narrowing(weight: Weight) -> Pack:
-    """Return what packs rows of the file that are narrowed first."""
-    kind, target = GgmlType[weight.file_type], GgmlType[weight.packed]
-    n_byte = row_bytes(kind, weight.n_in)
-
-    def pack_narrow(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, group_stop: int) -> None:
-        start, stop = group_start * ROW_LANES, min(group_stop * ROW_LANES, packed.n_row)
-        rows = narrow(kind, data[start * n_byte : stop * n_byte], target)
-        parts = {name: part[group_start:group_stop] for name, part in packed.parts.items()}
-        piece = replace(packed, parts=parts, n_row=stop - start, source_type=target)
-        pack_finite(piece, rows, 0, group_stop - group_start)
-
-    return pack_narrow

@@ -44,7 +44,7 @@ def narrow_by_kernels(piece: Piece, kernels: KernelSet, team: Team) -> None:
     n_byte = row_bytes(packed.source_type, packed.n_col)
     n_row = min(stop * ROW_LANES, packed.n_row) - start * ROW_LANES
     n_padded = (stop - start) * ROW_LANES
-    rows = aligned_array(n_padded * packed.n_col // 2).view(np.float32).reshape(n_padded, packed.n_col)
+    rows = np.empty((n_padded, packed.n_col), np.float32)
     rows[n_row:] = 0.0
     batch = Batch.of_tokens(np.zeros(1, np.int64), 0, range(n_row), [])
     records = aligned_array(2 * RECORD_WORDS).reshape(2, RECORD_WORDS)
