@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.record import Record
-from .kernels.layout import BATCH_WORDS, N_OUT, N_TOK, OUT_ROWS, ROW_BYTES, ROWS
+from .kernels.layout import BATCH_WORDS, N_OUT, N_TOK, OUT_ROWS, ROW_BYTES, ROW_VISIBLE_START, ROWS
 
 
 class Row(Record, kw_only=True):
@@ -77,6 +77,7 @@ class Batch:
         out_rows: Sequence[int],
         *,
         shift: int = 0,
+        visible_start: int = 0,
     ) -> Batch:
         """Return the batch of consecutive plain tokens of one sequence: prefill chunks and decode steps.
 
@@ -86,8 +87,12 @@ class Batch:
             token_ids: the tokens.
             out_rows: rows whose output is wanted.
             shift: how much larger positions are than slots, where a sequence holds a text from its middle on.
+            visible_start: the first slot that the tokens see.
         """
-        return cls.of_chains([(page_table, first_slot, token_ids)], out_rows, shift=shift)
+        batch = cls.of_chains([(page_table, first_slot, token_ids)], out_rows, shift=shift)
+        batch.rows[:, ROW_VISIBLE_START // 8] = visible_start
+        batch.wanted[:, ROW_VISIBLE_START // 8] = visible_start
+        return batch
 
     @classmethod
     def of_chains(

@@ -76,6 +76,11 @@ class KvPages:
         if self._n_user[page] == 0:
             self._free.append(page)
 
+    def clear(self, page: int) -> None:
+        """Fill a page of every layer with zeros."""
+        self.keys[:, page] = 0
+        self.values[:, page] = 0
+
     def copy(self, source: int, target: int) -> None:
         """Copy a page of every layer."""
         self.keys[:, target] = self.keys[:, source]
@@ -120,6 +125,16 @@ class KvSequence:
         if last < self._n_page and self._pages.is_shared(int(self.page_table[last])):
             self._own(last)
         self.n_past += n
+
+    def skip(self, n: int) -> None:
+        """Fill ``n`` slots of an empty sequence, less than a page, with zeros that no row is to see.
+
+        Raises:
+            CapacityError: the context is full, or no page is free.
+        """
+        self.append(n)
+        if n:
+            self._pages.clear(int(self.page_table[0]))
 
     def _own(self, index: int) -> None:
         shared, own = int(self.page_table[index]), self._pages.take()

@@ -41,6 +41,9 @@ ALLOWANCE, ALLOWANCE_TOKENS = 0.018, 200  # plain steps for each of the tokens, 
 PROBE_TOKENS = 2
 READING = 0.5  # share of what may be lost that a source may take to read a text
 RESERVE = 0.05  # share of it that is left to copies: a draft model that is wrong at first must not end everything
+# Share of it that is kept from a draft model at first, and tokens until none is: how an answer begins is seldom like
+# what follows, and a model that has lost all by then would be silent for the rest (bench/LOG.md).
+HELD, HELD_TOKENS = 0.45, 48
 RISK = 0.35  # share of it that one draft may lose: some wrong ones in a row must not end everything
 # Seconds that a pass takes longer after planning, whose Python has displaced the pass' own data from the caches
 # (bench/LOG.md): 2 % of a step of a 135M model, nothing for large ones.
@@ -52,7 +55,7 @@ QUICK_LOOK = 16  # passes of such a target after which one is measured: it may h
 LOOK_AHEAD = 2  # guesses, over whose rows the price of a further one is taken: where tiles end, one row is dear
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
-ASK_CHANCE = 0.1  # the other source is asked what it thinks of one that is at least this likely
+ASK_CHANCE = 0.05  # the other source is asked what it thinks of one that is at least this likely
 
 
 class _Draft(Record, frozen=False):
@@ -265,8 +268,9 @@ class Controller:
 
     @property
     def _reserve(self) -> float:
-        """What of that is left to sources that cost nothing."""
-        return RESERVE * ALLOWANCE * max(ALLOWANCE_TOKENS, self._n_balance)
+        """What of that is left to sources that cost nothing, at first also to later tries of the others."""
+        held = HELD * max(0.0, 1 - (self._n_seen - self._n_prompt) / HELD_TOKENS)
+        return max(RESERVE, held) * ALLOWANCE * max(ALLOWANCE_TOKENS, self._n_balance)
 
     def _may_try(self, n: int, drafting: float = 0.0) -> bool:
         """Whether the answer can bear that a draft of n tokens is wrong, for which so many plain steps were spent."""
@@ -314,7 +318,8 @@ class Controller:
         unlikely: tuple[Drafter | None, list[Guess]] = None, []
         for copier in self._active():
             if copier.source.is_free:
-                copies = self._until_end(islice(copier.source.after(drafted), n_most))
+                further = copier.source.after(drafted) if drafted else copier.guesses
+                copies = self._until_end(islice(further, n_most))
                 chance = copier.rates[copies[0].sureness] if copies else 0.0
                 if chance >= COPY_CHANCE:
                     return copier, copies
@@ -333,23 +338,32 @@ class Controller:
             drafter.is_warm = drafter.is_warm and drafter.n_skipped > drafter.wait
             if drafter.n_skipped <= drafter.wait or best > LEAST_GAIN:
                 return None
-            n_most = min(limit, PROBE_TOKENS if drafter.is_timed else 1)
-            drafter.wait = min(2 * drafter.wait, PROBE_LATEST)
+            n_most, wait = min(limit, PROBE_TOKENS), min(2 * drafter.wait, PROBE_LATEST)
         else:
-            drafter.wait = PROBE_AFTER
-            if not drafter.is_timed:  # it may be dear
-                n_most = 1
+            wait = PROBE_AFTER
         if not self._may_try(1) or self._allowance < max(drafter.first, self._reserve):
             return None
+        drafter.wait = wait
+        if not drafter.is_timed:  # it may be dear
+            n_most = 1
         was_used, drafter.n_skipped = drafter.is_warm, 0
         drafter.is_warm = True
         # What is spent on reading must be earned by guessing: half is left for that.
         drafter.source.budget_s = max(0.0, READING * self._allowance * self._costs.plain_s)
-        draft = _Draft(drafter, [], [], 0)
-        reached, source = 1.0, drafter.source.guess(context)
-        is_usual = was_used
+        draft, guesses = _Draft(drafter, [], [], 0), drafter.source.guess(context)
+        reached, is_usual = 1.0, was_used
         while len(draft.guesses) < n_most:
-            guess = self._timed(drafter, lambda: next(source, None), len(draft.guesses), is_usual=is_usual)
+            # With what it must read it looks at a copy of what may come, which takes hardly longer.
+            copies = self._copies(draft, limit)[1] if drafter.source.n_agree else []
+            if copies:
+                look = partial(drafter.source.agree, [copy.token_id for copy in copies])
+                agreed = self._timed(drafter, look, 0, is_usual=is_usual and not draft.guesses)
+                if agreed is not None:
+                    reached *= self._append(draft, agreed)
+                    is_usual = False  # the next guess is read already
+                    if len(draft.guesses) >= n_most or (agreed and agreed[-1].token_id in self._ends):
+                        break
+            guess = self._timed(drafter, lambda: next(guesses, None), len(draft.guesses), is_usual=is_usual)
             if guess is None:
                 break
             reached *= self._append(draft, [guess])
@@ -359,25 +373,26 @@ class Controller:
                 break
             if not self._may_try(draft.n_own + 1, drafter.first + draft.n_own * drafter.further):
                 break
-            copier, copies = self._copies(draft, limit)
-            if not copies:
-                continue
-            ids = [copy.token_id for copy in copies]
-            agreed = self._timed(drafter, partial(drafter.source.agree, ids), 1, is_usual=False)
-            if agreed is not None:
-                reached *= self._append(draft, agreed)
-                is_usual = False  # the next guess is read already
-                if agreed and agreed[-1].token_id in self._ends:
-                    break
-            elif copier is not None and copier.rates[copies[0].sureness] >= max(
-                COPY_CHANCE, typical - rate * drafter.further
-            ):
-                draft.copier, copier.copies, copier.copies_base = copier, copies, len(context) + draft.n_own
-                draft.guesses += copies
-                draft.chances += [copier.rates[copy.sureness] for copy in copies]
+            if not drafter.source.n_agree and self._is_copied(draft, limit, typical - rate * drafter.further):
                 break
-        drafter.guesses, drafter.base = draft.guesses[: draft.n_own], len(context)
+        drafter.guesses, drafter.base = list(draft.guesses), len(context)
+        self._add_copies(draft, limit)
         return self._measured(draft, limit)
+
+    def _is_copied(self, draft: _Draft, limit: int, least: float) -> bool:
+        """Return whether a copy of the text may go on with a draft without another look."""
+        copier, copies = self._copies(draft, limit)
+        return copier is not None and copier.rates[copies[0].sureness] >= max(COPY_CHANCE, least)
+
+    def _add_copies(self, draft: _Draft, limit: int) -> None:
+        """Let a draft go on with copies that its source has not looked at: they cost their rows alone."""
+        if not draft.guesses or draft.guesses[-1].token_id in self._ends:
+            return
+        copier, copies = self._copies(draft, limit)
+        if copier is not None:
+            draft.copier, copier.copies, copier.copies_base = copier, copies, draft.drafter.base + draft.n_own
+            draft.guesses += copies
+            draft.chances += [copier.rates[copy.sureness] for copy in copies]
 
     @staticmethod
     def _append(draft: _Draft, guesses: Sequence[Guess]) -> float:
@@ -402,9 +417,16 @@ class Controller:
         """Return the gain in tokens that a source's best draft has on average, its own time included."""
         best, total, reached, rate = 0.0, 0.0, 1.0, self._rate
         typical, spent, further = drafter.overall[0], drafter.first, drafter.further
+        copied, chances = 1.0, iter(self._chances_of_copies()[: drafter.source.n_agree])
         for n in range(1, limit + 1):
             reached *= typical
             total += reached
             best = max(best, total - rate * (self._costs(1 + n) - 1 + spent))
-            spent += further
+            copied *= next(chances, 0.0)
+            spent += (1 - copied) * further  # a copy that it agrees with takes no step of its own
         return best
+
+    def _chances_of_copies(self) -> list[float]:
+        """Return the chances of the copies that go on with the text, if those before are right."""
+        free = (drafter for drafter in self._active() if drafter.source.is_free and drafter.guesses)
+        return next(([drafter.rates[guess.sureness] for guess in drafter.guesses] for drafter in free), [])

@@ -128,17 +128,19 @@ class DraftModel:
         finally:
             sequence.close()
 
-    def run(self, sequence: KvSequence, ids: list[int], *, n_output: int, shift: int = 0) -> None:
+    def run(
+        self, sequence: KvSequence, ids: list[int], *, n_output: int, shift: int = 0, visible_start: int = 0
+    ) -> None:
         """Append tokens to a sequence in one pass; the logits of the last ``n_output`` are then in the executor.
 
-        Positions are larger than slots by ``shift``.
+        Positions are larger than slots by ``shift``; slots before ``visible_start`` are not seen.
         """
         self._file.check_mapped()
         past = sequence.n_past
         sequence.append(len(ids))
         try:
             out_rows = range(len(ids) - n_output, len(ids))
-            batch = Batch.of_tokens(sequence.page_table, past, ids, out_rows, shift=shift)
+            batch = Batch.of_tokens(sequence.page_table, past, ids, out_rows, shift=shift, visible_start=visible_start)
             self.executor.run(batch, is_long=len(ids) > 16)
         except BaseException:
             sequence.rollback(past)

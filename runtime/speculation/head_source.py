@@ -41,6 +41,7 @@ class HeadSource:
     name = "draft"
     priors: Sequence[float] = PRIORS
     is_free = False
+    n_agree = 0
 
     def __init__(self, model: HeadModel, rows: HiddenRows, lock: threading.Lock) -> None:
         self._model, self._rows, self._lock = model, rows, lock

@@ -26,6 +26,7 @@ N_TOK = 64  # rows of a pass that catches up
 N_OUT = 4  # rows whose logits are wanted at most: the last guess, and copies; so many take hardly longer than one
 
 FIRST_WINDOW = 40  # tokens that are read before anything is known of what they cost
+LEAST_PIECE = 16  # tokens before the window that are worth a pass of their own
 STEP_TOKENS = 5  # tokens of a text that are read in the time of a step, until that is known
 
 
@@ -33,8 +34,8 @@ class ModelSource:
     """Lets a draft model guess.
 
     It reads no more of a text than the planner's budget allows: at first a short window of its end, and more once that
-    has paid. What stands before the window is then read page by page, each piece without a look at what is before it,
-    and put in front: what follows sees all of it, which costs hardly an agreement (bench/LOG.md) and saves reading the
+    has paid. What stands before the window is then read piece by piece, each without a look at what is before it, and
+    put in front: what follows sees all of it, which costs hardly an agreement (bench/LOG.md) and saves reading the
     window again. Source of the idea: parallel context windows, Ratner et al., arXiv 2212.10947.
 
     Args:
@@ -53,10 +54,12 @@ class ModelSource:
         self._start = 0  # where in it the window begins
         self._origin = 0  # token of the text that has position 0; the window never begins before it
         self._cached: list[int] = []  # what the sequence holds: the window's tokens, perhaps followed by old guesses
+        self._n_hidden = 0  # slots before them that nothing sees: pieces in front are whole pages
         self._n_sure = 0  # of the cached ones, certainly the window's
         self._n_context = 0
         self._history: list[int] = []  # the context and what is drafted
-        self._unread: int | None = None  # the last guess, where it was not read yet
+        self._unread: list[int] | None = []  # the last guess; None: the text's new tokens
+        self.n_agree = N_OUT - 1 if model.vocabulary.is_same else 0
         self.budget_s = self.expected_s = 0.0
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
@@ -69,50 +72,63 @@ class ModelSource:
             self._restart(len(self._ids))
 
     def guess(self, context: Sequence[int]) -> Iterator[Guess]:
-        """Read what is new, then yield the draft model's picks; none when it cannot go on."""
+        """Return the draft model's picks; before the first it reads what is new. None when it cannot go on."""
         self._ids += self._model.vocabulary.further(context[self._n_context :])
         self._n_context = len(context)
         self._history, self._unread = list(context), None
         self.expected_s = 0.0
+        return self._picks()
+
+    def _picks(self) -> Iterator[Guess]:
         try:
-            self._choose_window()
-            self._catch_up()
             while True:
-                guess = Guess(*pick(self._answer, self._model.vocabulary.row(self._logits), self._history))
+                if self._unread != []:
+                    self._read([])
+                guess = self._pick(self._logits)
                 self._history.append(guess.token_id)
-                self._unread = guess.token_id
+                self._unread = [guess.token_id]
                 yield guess
                 if self._sequence.n_past >= self._model.n_ctx:
                     return
-                if self._unread is not None:
-                    for draft_id in self._model.vocabulary.further([self._unread]):
-                        self._run([draft_id])
         except LlmrunError:
             # No page is free, or the draft's logits are no numbers or forbidden: there is no draft.
             return
 
     def agree(self, copied: Sequence[int]) -> list[Guess] | None:
-        """Read the last guess and the copies in one pass; keep the copies that it would have picked."""
-        if self._unread is None or not self._model.vocabulary.is_same:
-            return None
-        read, guesses = [self._unread, *copied[: N_OUT - 1]], list[Guess]()
-        if self._sequence.n_past + len(read) > self._model.n_ctx:
+        """Read what is new, or the last guess, and copies in one pass; keep the copies that it would have picked."""
+        ahead, guesses = copied[: self.n_agree], list[Guess]()
+        if not ahead or self._unread == [] or self._sequence.n_past + 1 + len(ahead) > self._model.n_ctx:
             return None
         try:
-            rows = self._run(read, n_output=len(read))
-            for token_id, row in zip(read[1:], rows, strict=False):
-                guess = Guess(*pick(self._answer, self._model.vocabulary.row(row), self._history))
+            rows = self._read(ahead)
+            for token_id, row in zip(ahead, rows, strict=False):
+                guess = self._pick(row)
                 if guess.token_id != token_id:
                     break
                 guesses.append(guess)
                 self._history.append(token_id)
         except LlmrunError:
             return None
-        n_wrong = len(read) - 1 - len(guesses)
+        n_wrong = len(ahead) - len(guesses)
         del self._cached[len(self._cached) - n_wrong :]
         self._sequence.rollback(self._sequence.n_past - n_wrong)
-        self._logits, self._unread = rows[len(guesses)], None
+        self._logits = rows[len(guesses)]
         return guesses
+
+    def _pick(self, row: F32) -> Guess:
+        return Guess(*pick(self._answer, self._model.vocabulary.row(row), self._history))
+
+    def _read(self, ahead: Sequence[int]) -> F32:
+        """Read what is not read yet, and some tokens behind it; return the logits before and after each of them."""
+        if self._unread is None:
+            self._choose_window()
+            rows = self._catch_up(ahead)
+        elif ids := self._model.vocabulary.further(self._unread):
+            rows = self._run([*ids, *ahead], n_output=1 + len(ahead))
+        else:
+            rows = self._logits[None]
+        self._unread = []
+        return rows
 
     def after(self, drafted: Sequence[int]) -> Iterator[Guess]:  # noqa: ARG002
         """Yield nothing: it is not free."""
@@ -128,8 +144,14 @@ class ModelSource:
     def _restart(self, start: int) -> None:
         self._start, self._n_sure = start, 0
         self._origin = max(0, min(start, len(self._ids) - self._most))
+        self._n_hidden = 0
         self._cached.clear()
         self._sequence.rollback(0)
+
+    @property
+    def _shift(self) -> int:
+        """How much larger positions are than slots."""
+        return self._start - self._origin - self._n_hidden
 
     @property
     def _most(self) -> int:
@@ -144,7 +166,7 @@ class ModelSource:
             n += 1
         n = min(n, len(window) - 1)
         del self._cached[max(n, 0) :]
-        self._sequence.rollback(len(self._cached))
+        self._sequence.rollback(self._n_hidden + len(self._cached))
         affordable = self._affordable
         is_full = len(self._ids) - self._origin + N_TOK > self._model.n_ctx
         is_short = self._start > 0 and len(window) < FIRST_WINDOW // 2  # it began where another text was longer
@@ -157,43 +179,58 @@ class ModelSource:
         n = int(self.budget_s / self._model.token_s) if self._model.token_s else FIRST_WINDOW
         return max(n, FIRST_WINDOW // 2)
 
-    def _catch_up(self) -> None:
-        """Read what may be read before the window, then its own new tokens; the last one's logits are wanted."""
+    def _catch_up(self, ahead: Sequence[int]) -> F32:
+        """Read what may be read before the window, then its own new tokens, and some behind them.
+
+        Returns:
+            The logits before and after each of those behind.
+        """
         window = self._ids[self._start :]
         n_new = len(window) - len(self._cached)
-        n_page = min(self._affordable - n_new, self._start - self._origin) // PAGE_SLOTS
-        n_all = n_new + max(0, n_page) * PAGE_SLOTS
+        n_earlier = self._n_earlier(self._affordable - n_new)
+        n_all = n_earlier + n_new
         token_s = self._model.token_s or self._model.step_s / STEP_TOKENS
         self.expected_s = n_all * token_s if token_s < math.inf else 0.0
         started = time.perf_counter()
-        if n_page > 0:
-            self._read_earlier(n_page * PAGE_SLOTS)
-        while n := len(self._ids) - self._start - len(self._cached):
-            chunk = self._ids[len(self._ids) - n :][:N_TOK]
-            self._run(chunk, n_output=int(len(chunk) == n))
-        self._n_sure = len(self._cached)
+        if n_earlier:
+            self._read_earlier(n_earlier)
+        most = N_TOK - len(ahead)
+        while (n := len(self._ids) - self._start - len(self._cached)) > most:
+            self._run(self._ids[len(self._ids) - n :][:most], n_output=0)
+        rows = self._run([*self._ids[len(self._ids) - n :], *ahead], n_output=1 + len(ahead))
+        self._n_sure = len(self._cached) - len(ahead)
         if n_all >= N_TOK // 4:
             self._model.token_s = (time.perf_counter() - started) / n_all
+        return rows
+
+    def _n_earlier(self, most: int) -> int:
+        """Return how many tokens before the window are read now: all that are left, or whole pages."""
+        left = self._start - self._origin
+        if left % PAGE_SLOTS >= LEAST_PIECE and left <= most:
+            return left
+        return max(0, min(left, most)) // PAGE_SLOTS * PAGE_SLOTS
 
     def _read_earlier(self, n: int) -> None:
         """Read as many tokens before the window, by themselves, and begin the window with them."""
-        start = self._start - n
-        piece = KvSequence(self._model.pages, n)
+        start, n_hidden = self._start - n, -n % PAGE_SLOTS
+        piece = KvSequence(self._model.pages, n_hidden + n)
         try:
+            piece.skip(n_hidden)
             for i in range(start, self._start, N_TOK):
                 ids = self._ids[i : min(i + N_TOK, self._start)]
                 with self._lock:
-                    self._model.run(piece, ids, n_output=0, shift=start - self._origin)
+                    shift = start - self._origin - n_hidden
+                    self._model.run(piece, ids, n_output=0, shift=shift, visible_start=n_hidden)
             self._sequence.prepend(piece)
         finally:
             piece.close()
         self._cached[:0] = self._ids[start : self._start]
-        self._start = start
+        self._start, self._n_hidden = start, n_hidden
 
     def _run(self, ids: list[int], *, n_output: int = 1) -> F32:
         """Run one pass; return the logits of the last rows, the last one's are kept."""
         with self._lock:
-            self._model.run(self._sequence, ids, n_output=n_output, shift=self._start - self._origin)
+            self._model.run(self._sequence, ids, n_output=n_output, shift=self._shift, visible_start=self._n_hidden)
             rows: F32 = self._model.executor.output("logits", n_output).copy()
         self._cached += ids
         if n_output:

@@ -34,6 +34,7 @@ class NgramSource:
     name = "ngram"
     priors: Sequence[float] = PRIORS
     is_free = True
+    n_agree = 0
     budget_s = expected_s = 0.0
 
     def __init__(self) -> None:

@@ -53,6 +53,7 @@ class DraftSource(Protocol):
         budget_s: seconds that reading the text before the first guess may take; set before each guess where
             guessing is not free.
         expected_s: seconds that reading before the last guess should have taken by all that was known; 0: not known.
+        n_agree: most of another source's tokens that it looks at in about the time of a guess; 0: it cannot.
     """
 
     name: str
@@ -60,6 +61,7 @@ class DraftSource(Protocol):
     is_free: bool
     budget_s: float
     expected_s: float
+    n_agree: int
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Learn the prompt of the next answer."""
@@ -80,8 +82,9 @@ class DraftSource(Protocol):
     def agree(self, copied: Sequence[int]) -> list[Guess] | None:
         """Return those of another source's tokens that this one would guess next as well, up to the first it would not.
 
-        They come after the last guess that was drawn; the next one drawn comes after those that are returned. None:
-        the source cannot tell, and nothing more is drawn. Only sources that are not free are asked.
+        They come after the last guess that was drawn, or after the context; the next one drawn comes after those that
+        are returned. None: it cannot tell now, and nothing has changed. Asked once before each guess that is drawn, and
+        only where ``n_agree`` is not 0.
         """
 
     def close(self) -> None:

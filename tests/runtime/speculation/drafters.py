@@ -12,6 +12,7 @@ class ListedSource:
     name = "listed"
     priors = (0.6,)
     is_free = True
+    n_agree = 0
 
     def __init__(self, truth, n_vocab, wrong=0.0, seed=0):
         self._truth, self._n_vocab, self._wrong = truth, n_vocab, wrong

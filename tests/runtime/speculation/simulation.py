@@ -29,7 +29,7 @@ class ChancySource:
     priors = (0.7,)
     n_guess = 0
     expected_s = 0.0
-    agrees = False  # whether it can tell which copies it would have guessed
+    n_agree = 0  # copies that it can tell whether it would have guessed
 
     def __init__(self, name, chance, machine, *, is_free, guess_s=0.0, start_s=0.0):
         self.name, self.is_free = name, is_free
@@ -40,24 +40,34 @@ class ChancySource:
         self._is_started = False
 
     def guess(self, context):
-        self._at = len(context)
+        self._at, self._is_unread = len(context), True
+        return self._guesses()
+
+    def _guesses(self):
         while True:
-            if not self._is_started:
-                self._is_started = True
-                self._machine.spend(self._start_s)
-            self._machine.spend(self._guess_s)
+            self._read()
             self.n_guess += 1
             is_right = self._random.random() < self._chance(self._at - N_PROMPT)
             self._at += 1
+            self._is_unread = True
             yield Guess(self._at - 1 if is_right else -1, 0)
 
+    def _read(self):
+        if not self._is_started:
+            self._is_started = True
+            self._machine.spend(self._start_s)
+        if self._is_unread:
+            self._machine.spend(self._guess_s)
+        self._is_unread = False
+
     def agree(self, copied):
-        if not self.agrees:
-            return None
-        self._machine.spend(self._guess_s)
-        right = [Guess(token_id, 0) for i, token_id in enumerate(copied) if token_id == self._at + i]
-        self._at += len(right)
-        return right
+        assert self._is_unread
+        self._read()
+        right = 0
+        while right < min(len(copied), self.n_agree) and copied[right] == self._at + right:
+            right += 1
+        self._at += right
+        return [Guess(token_id, 0) for token_id in copied[:right]]
 
     def after(self, drafted):
         return iter(())

@@ -94,7 +94,7 @@ def test_the_better_source_is_chosen(monkeypatch):
     machine = Machine(monkeypatch, WIDE)
     copies = machine.source("ngram", lambda at: 0.0 if at < 200 else 0.98, is_free=True)
     draft = machine.source("draft", always(0.85), is_free=False, guess_s=0.25 * WIDE(1))
-    _, _, _, stats = machine.generate([copies, draft], 400)
+    _, _, _, stats = machine.generate([copies, draft], 400, draft_max=4)
     assert stats.sources["draft"].n_accepted > 100
     assert stats.sources["ngram"].n_accepted > 120
 
@@ -159,7 +159,7 @@ def test_on_a_busy_machine_the_promise_holds_and_the_number_is_right(monkeypatch
 class Copying:
     """A free source that says nothing by itself, and goes on with a draft of the text 0, 1, 2, … from some token on."""
 
-    name, priors, is_free, budget_s = "copies", (0.9,), True, 0.0
+    name, priors, is_free, budget_s, n_agree = "copies", (0.9,), True, 0.0, 0
 
     def begin(self, context, answer):
         pass
@@ -184,7 +184,7 @@ def test_a_copy_goes_on_with_another_sources_draft(monkeypatch):
     for copies in ("none", "at the end", "agreed with"):
         machine = Machine(monkeypatch, WIDE, {n: WIDE(n) for n in (1, 2, 4, 8, 16)})
         draft = machine.source("draft", always(0.95), is_free=False, guess_s=0.012)
-        draft.agrees = copies == "agreed with"
+        draft.n_agree = 3 if copies == "agreed with" else 0
         sources = [draft] if copies == "none" else [Copying(), draft]
         _, _, passes[copies], stats = machine.generate(sources, 600)
         guesses[copies] = draft.n_guess
@@ -196,6 +196,27 @@ def test_a_copy_goes_on_with_another_sources_draft(monkeypatch):
     assert len(passes["at the end"]) < 1.4 * len(passes["none"])  # a copy ends after six tokens, a draft may be longer
     assert guesses["agreed with"] < 0.7 * guesses["none"]
     assert len(passes["agreed with"]) < 0.9 * len(passes["at the end"])
+
+
+def test_a_draft_that_is_wrong_at_first_is_tried_again(monkeypatch):
+    """An answer begins unlike what follows: what may be lost must not be lost before that."""
+    machine = Machine(monkeypatch, WIDE, {n: WIDE(n) for n in (1, 2, 4, 8, 16)})
+    draft = machine.source("draft", lambda i: 0.95 * (i > 30), is_free=False, guess_s=0.01, start_s=0.1)
+    spent, plain, _, _ = machine.generate([draft], 200)
+    assert spent < 0.8 * plain
+
+
+def test_a_copy_is_looked_at_with_what_is_new(monkeypatch):
+    """A source that looks at three tokens as quickly as at one reads what copies say with the text's new tokens."""
+    machine = Machine(monkeypatch, lambda n: 0.03, known=dict.fromkeys((1, 2, 4, 8, 16), 0.03))
+    seconds = {}
+    for n_agree in (0, 3):
+        copies = machine.source("ngram", always(0.6), is_free=True)
+        draft = machine.source("draft", always(1.0), is_free=False, guess_s=0.006)
+        draft.n_agree = n_agree
+        seconds[n_agree], _, passes, stats = machine.generate([copies, draft], 400, draft_max=4)
+        assert stats.n_token == sum(passes)
+    assert seconds[3] < 0.9 * seconds[0]
 
 
 @MACHINES
@@ -332,7 +353,7 @@ def test_what_follows_a_wrong_guess_is_guessed_again_in_one_pass(monkeypatch):
     for agrees in (False, True):
         places = iter(range(10**6))
         source = machine.source("draft", lambda _, places=places: next(places) % 5 != 1, is_free=False, guess_s=0.006)
-        source.agrees = agrees
+        source.n_agree = 3 if agrees else 0
         seconds[agrees], _, _, _ = machine.generate([source], 200)
     assert seconds[True] < seconds[False]
 
