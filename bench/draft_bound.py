@@ -7,10 +7,16 @@ ones, and passes of the target (1 to 24 rows) and steps of the draft are timed i
 the answer gives the cheapest way to make it: at each step no draft longer than what is right, copies free of charge,
 and nothing for reading the prompt with the draft model (the last number counts that too). No planner with these sources
 can be faster on this machine.
+
+No planner knows that. The line below says what one would reach, on average, that knew of the whole answer beforehand
+how sure the draft model will be of each guess and how often it is right when it is so sure, and which copies are right,
+which then cost no step and are as sure as the draft model is at its surest; but not which of its guesses are.
 """
 
 import argparse
 import time
+from bisect import bisect_right
+from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +30,7 @@ from llmrun.runtime.speculation.loop import verify
 from llmrun.runtime.speculation.model_source import N_OUT
 from llmrun.runtime.speculation.ngram import NgramSource
 from llmrun.runtime.speculation.opening import open_draft
+from llmrun.runtime.speculation.picking import GAPS
 from llmrun.runtime.texts import draft_prompts
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24)
@@ -46,19 +53,21 @@ def answer_of(engine, text, n):
 
 
 def drafted_right(draft, ids, answer):
-    """Return for each token of the answer whether the draft model says it after the right ones."""
+    """Return for each token of the answer whether the draft model says it after the right ones, and how sure it is."""
     sequence = KvSequence(draft.pages, draft.n_ctx)
     for start in range(0, len(ids) - 1, 64):
         draft.run(sequence, ids[start : min(start + 64, len(ids) - 1)], n_output=0)
-    text, right = [ids[-1], *answer], []
+    text, right, sure = [ids[-1], *answer], [], []
     for start in range(0, len(answer), N_OUT):
         part = text[start : start + N_OUT]
         draft.run(sequence, part, n_output=len(part))
         rows = draft.executor.output("logits", len(part))
-        guesses = [int(draft.vocabulary.row(row).argmax()) for row in rows]
-        right += [guess == token for guess, token in zip(guesses, answer[start : start + N_OUT], strict=False)]
+        for row, token in zip(rows, answer[start : start + N_OUT], strict=False):
+            second, first = np.sort(np.partition(draft.vocabulary.row(row), -2)[-2:])
+            right.append(int(draft.vocabulary.row(row).argmax()) == token)
+            sure.append(bisect_right(GAPS, first - second))
     sequence.close()
-    return right
+    return right, sure
 
 
 def copied_right(ids, answer):
@@ -125,8 +134,29 @@ def cheapest(n_token, right, n_copied, passes, step):
     return price[n_token]
 
 
+def expected(n_token, right, sure, n_copied, passes, step):
+    """Return the plain steps that the tokens after the first take on average for who knows all but what is right."""
+    of_class = defaultdict(list)
+    for is_right, how_sure in zip(right[1:], sure[1:], strict=True):
+        of_class[how_sure].append(is_right)
+    rate = {how_sure: np.mean(of_class[how_sure]) for how_sure in of_class}
+    surest = max(rate.values())
+    price = np.zeros(n_token + 1)  # of the tokens from i on
+    for i in range(n_token - 1, 0, -1):
+        best, spent, reached, before = 1.0 + price[i + 1], 0.0, 1.0, 0.0
+        for n in range(1, min(LONGEST, n_token - 1 - i) + 1):  # guesses, of tokens i to i + n - 1
+            at = i + n - 1
+            chance = surest if n_copied[at] else rate[sure[at]]
+            spent += 0.0 if n_copied[at] else step
+            before += reached * (1 - chance) * price[i + n]  # wrong at this one: the right token comes of the pass
+            reached *= chance
+            best = min(best, spent + passes[n] + before + reached * price[min(i + n + 1, n_token)])
+        price[i] = best
+    return price[1]
+
+
 def main():
-    """Print a line for every prompt."""
+    """Print two lines for every prompt."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", type=Path)
     parser.add_argument("draft", type=Path)
@@ -144,7 +174,7 @@ def main():
             if prompt.kind == "random" or (wanted and name not in wanted):
                 continue
             ids, answer = answer_of(engine, prompt.text, options.n)
-            right, n_copied = drafted_right(draft, ids, answer), copied_right(ids, answer)
+            (right, sure), n_copied = drafted_right(draft, ids, answer), copied_right(ids, answer)
             most = {
                 sources: (len(answer) - 1) / cheapest(len(answer), *told, passes, step)
                 for sources, told in {
@@ -161,6 +191,15 @@ def main():
                 f"{name:18} {len(ids):3} + {len(answer):3} tokens; draft right {shares[0]:.2f}, copy {shares[1]:.2f};"
                 f" at most {most['both']:.2f} (draft alone {most['draft']:.2f}, copies {most['copies']:.2f};"
                 f" with the prompt read by the draft {with_reading:.2f})",
+                flush=True,
+            )
+            average = [
+                n / (expected(len(answer), right, sure, copied, passes, step) + read)
+                for copied, read in ((n_copied, 0.0), (n_copied, reading), ([0] * len(answer), reading))
+            ]
+            print(
+                f"{'':18} not knowing which guesses are right: {average[0]:.2f}"
+                f" (with the prompt read by the draft {average[1]:.2f}, without copies {average[2]:.2f})",
                 flush=True,
             )
         draft.close()

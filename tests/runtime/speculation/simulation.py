@@ -2,7 +2,7 @@
 
 import random
 
-from llmrun.runtime.speculation import controller as controller_module
+from llmrun.runtime.speculation import chooser, controller
 from llmrun.runtime.speculation.controller import Controller
 from llmrun.runtime.speculation.costs import StepCosts
 from llmrun.runtime.speculation.settings import SpeculationSettings
@@ -91,7 +91,8 @@ class Machine:
         self.clock, self._pass_s, self._known = Clock(), pass_s, known
         self._load, self._noise, self._random = load, noise, random.Random(1)
         self.plain_s = 0.0
-        monkeypatch.setattr(controller_module, "time", self.clock)
+        for module in (chooser, controller):
+            monkeypatch.setattr(module, "time", self.clock)
 
     def source(self, name, chance, **options):
         return ChancySource(name, chance, self, **options)
