@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 
 N_TOK = 64  # rows of a pass that catches up
-N_OUT = 4  # rows whose logits are wanted at most: the last guess, and copies; so many take hardly longer than one
+N_OUT = 3  # rows with which copies are looked at: so many take hardly longer than one (bench/LOG.md)
 
 FIRST_WINDOW = 40  # tokens that are read before anything is known of what they cost
 LEAST_PIECE = 16  # tokens before the window that are worth a pass of their own
@@ -96,12 +96,12 @@ class ModelSource:
 
     def agree(self, copied: Sequence[int]) -> list[Guess] | None:
         """Read what is new, or the last guess, and copies in one pass; keep the copies that it would have picked."""
-        ahead, guesses = copied[: self.n_agree], list[Guess]()
-        if not ahead or self._unread == [] or self._sequence.n_past + 1 + len(ahead) > self._model.n_ctx:
+        if self._unread == []:
             return None
+        guesses = list[Guess]()
         try:
-            rows = self._read(ahead)
-            for token_id, row in zip(ahead, rows, strict=False):
+            rows = self._read(copied)
+            for token_id, row in zip(copied, rows[:-1], strict=False):
                 guess = self._pick(row)
                 if guess.token_id != token_id:
                     break
@@ -109,7 +109,7 @@ class ModelSource:
                 self._history.append(token_id)
         except LlmrunError:
             return None
-        n_wrong = len(ahead) - len(guesses)
+        n_wrong = len(rows) - 1 - len(guesses)
         del self._cached[len(self._cached) - n_wrong :]
         self._sequence.rollback(self._sequence.n_past - n_wrong)
         self._logits = rows[len(guesses)]
@@ -118,17 +118,23 @@ class ModelSource:
     def _pick(self, row: F32) -> Guess:
         return Guess(*pick(self._answer, self._model.vocabulary.row(row), self._history))
 
-    def _read(self, ahead: Sequence[int]) -> F32:
-        """Read what is not read yet, and some tokens behind it; return the logits before and after each of them."""
+    def _read(self, copied: Sequence[int]) -> F32:
+        """Read what is not read yet, and a few tokens behind it; return the logits before and after each of those."""
         if self._unread is None:
             self._choose_window()
-            rows = self._catch_up(ahead)
+            rows = self._catch_up(copied)
         elif ids := self._model.vocabulary.further(self._unread):
+            ahead = self._ahead(len(ids), copied)
             rows = self._run([*ids, *ahead], n_output=1 + len(ahead))
         else:
             rows = self._logits[None]
         self._unread = []
         return rows
+
+    def _ahead(self, n_new: int, copied: Sequence[int]) -> Sequence[int]:
+        """Return how much of a copy is read behind so many new tokens."""
+        room = max(0, self._model.n_ctx - self._sequence.n_past - n_new)
+        return copied[: min(max(1, N_OUT - n_new), room)]
 
     def after(self, drafted: Sequence[int]) -> Iterator[Guess]:  # noqa: ARG002
         """Yield nothing: it is not free."""
@@ -179,8 +185,8 @@ class ModelSource:
         n = int(self.budget_s / self._model.token_s) if self._model.token_s else FIRST_WINDOW
         return max(n, FIRST_WINDOW // 2)
 
-    def _catch_up(self, ahead: Sequence[int]) -> F32:
-        """Read what may be read before the window, then its own new tokens, and some behind them.
+    def _catch_up(self, copied: Sequence[int]) -> F32:
+        """Read what may be read before the window, then its own new tokens, and some of a copy behind them.
 
         Returns:
             The logits before and after each of those behind.
@@ -194,6 +200,7 @@ class ModelSource:
         started = time.perf_counter()
         if n_earlier:
             self._read_earlier(n_earlier)
+        ahead = self._ahead(n_new, copied)
         most = N_TOK - len(ahead)
         while (n := len(self._ids) - self._start - len(self._cached)) > most:
             self._run(self._ids[len(self._ids) - n :][:most], n_output=0)

@@ -187,7 +187,7 @@ def test_agreeing_with_copies_is_guessing_them_one_by_one(tiny_path):
             agreed = source.agree(copied)
             assert source.agree(copied) is None  # nothing is unread
             rest = [next(guesses) for _ in range(len(alone) - n_first - len(agreed))]
-            assert len(agreed) == min(n_right, N_OUT - 1)
+            assert len(agreed) == min(n_right, N_OUT - 1 if n_first else 1)  # with six new tokens it looks at one
             assert first + agreed + rest == alone
             source.close()
         draft.close()
