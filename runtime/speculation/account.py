@@ -11,7 +11,7 @@ ALLOWANCE, ALLOWANCE_TOKENS = 0.018, 200  # plain steps for each of the tokens, 
 RESERVE = 0.05  # share of it that is left to copies: a draft model that is wrong at first must not end everything
 # Share of it that is kept from a draft model at first, and tokens until none is: how an answer begins is seldom like
 # what follows, and a model that has lost all by then would be silent for the rest (bench/LOG.md).
-HELD, HELD_TOKENS = 0.45, 48
+HELD, HELD_TOKENS = 0.45, 24
 
 
 class Account:

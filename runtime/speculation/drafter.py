@@ -11,7 +11,7 @@ from .source import DraftSource, Guess
 FADE = 0.95  # of what was learnt about a class of guesses, with each further one: about the last 20 count
 PRIOR_WEIGHT = 3.0
 TYPICAL = 0.7  # share of right guesses of a source of which nothing is known
-PROBE_AFTER, PROBE_LATEST = 24, 100  # tokens until a source that did not pay is tried again, doubled each time
+PROBE_AFTER, PROBE_LATEST = 16, 64  # tokens until a source that did not pay is tried again, doubled each time
 
 
 class Rates:
