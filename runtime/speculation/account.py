@@ -7,7 +7,7 @@ have taken by more than ALLOWANCE, nothing that costs time is tried until it has
 from __future__ import annotations
 
 RATE_FADE = 0.9
-ALLOWANCE, ALLOWANCE_TOKENS = 0.018, 200  # plain steps for each of the tokens, of at least so many
+ALLOWANCE, ALLOWANCE_TOKENS = 0.0165, 200  # plain steps for each of the tokens, of at least so many
 RESERVE = 0.05  # share of it that is left to copies: a draft model that is wrong at first must not end everything
 # Share of it that is kept from a draft model at first, and tokens until none is: how an answer begins is seldom like
 # what follows, and a model that has lost all by then would be silent for the rest (bench/LOG.md).

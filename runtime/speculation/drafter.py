@@ -102,9 +102,9 @@ class Drafter:
         self.stats.draft_s += seconds
         price = seconds / self._costs.plain_s
         if not is_usual:
-            # A reading that was slow, as the first of a process often is, is not the draft's fault.
+            # A reading that was very slow, as the first of a process may be, is not the draft's fault.
             usual = max(self.first, self.source.expected_s / self._costs.plain_s)
-            return min(price, usual) if self.source.expected_s else price
+            return usual if self.source.expected_s and price > OUTLIER * usual else price
         key = self._next if place else self._first
         self._costs.learn_other(key, seconds)
         return min(price, OUTLIER * (self._costs.other(key) or price))  # a disturbance is not the draft's fault

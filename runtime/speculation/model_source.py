@@ -195,8 +195,10 @@ class ModelSource:
         n_new = len(window) - len(self._cached)
         n_earlier = self._n_earlier(self._affordable - n_new)
         n_all = n_earlier + n_new
-        token_s = self._model.token_s or self._model.step_s / STEP_TOKENS
-        self.expected_s = n_all * token_s if token_s < math.inf else 0.0
+        step_s = self._model.step_s  # that a pass takes at least
+        token_s = self._model.token_s or step_s / STEP_TOKENS
+        if step_s < math.inf:
+            self.expected_s = sum(max(step_s, n * token_s) for n in (n_earlier, n_new) if n)
         started = time.perf_counter()
         if n_earlier:
             self._read_earlier(n_earlier)
