@@ -25,7 +25,7 @@ F32 = NDArray[np.float32]
 N_TOK = 64  # rows of a pass that catches up
 N_OUT = 3  # rows with which copies are looked at: so many take hardly longer than one (bench/LOG.md)
 
-FIRST_WINDOW = 40  # tokens that are read before anything is known of what they cost
+FIRST_WINDOW = 24  # tokens of a text that are read at first; what is before them as that pays
 LEAST_PIECE = 16  # tokens before the window that are worth a pass of their own
 STEP_TOKENS = 5  # tokens of a text that are read in the time of a step, until that is known
 
@@ -177,7 +177,7 @@ class ModelSource:
         is_full = len(self._ids) - self._origin + N_TOK > self._model.n_ctx
         is_short = self._start > 0 and len(window) < FIRST_WINDOW // 2  # it began where another text was longer
         if is_full or is_short or len(window) - len(self._cached) > affordable:
-            self._restart(max(0, len(self._ids) - min(affordable, self._most)))
+            self._restart(max(0, len(self._ids) - min(affordable, FIRST_WINDOW, self._most)))
 
     @property
     def _affordable(self) -> int:
