@@ -221,7 +221,7 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
             draft.executor.run(batch)
         want = draft.executor.output("logits", 1)[0].copy()
         sequence.close()
-        # Slots that are not seen stand before those that are: sums are made in another order, and rounded to eight bits.
+        # Slots that are not seen stand in front: sums are made in another order, and inputs rounded to eight bits.
         assert source._logits == pytest.approx(want, abs=0 if edge == n_left else 1e-3)
         n_hidden = 0 if edge == n_left else PAGE_SLOTS - n_left
         n_page = draft.pages.n_page - len(draft.pages._free)
