@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..formats.record import Record
-from .kernels.layout import BATCH_WORDS, N_OUT, N_TOK, OUT_ROWS, ROW_BYTES, ROW_VISIBLE_START, ROWS
+from .kernels.layout import BATCH_WORDS, N_OUT, N_TOK, OUT_ROWS, ROW_BYTES, ROWS
 
 
 class Row(Record, kw_only=True):
@@ -89,10 +89,8 @@ class Batch:
             shift: how much larger positions are than slots, where a sequence holds a text from its middle on.
             visible_start: the first slot that the tokens see.
         """
-        batch = cls.of_chains([(page_table, first_slot, token_ids)], out_rows, shift=shift)
-        batch.rows[:, ROW_VISIBLE_START // 8] = visible_start
-        batch.wanted[:, ROW_VISIBLE_START // 8] = visible_start
-        return batch
+        chain = page_table, first_slot, token_ids
+        return cls.of_chains([chain], out_rows, shift=shift, visible_start=visible_start)
 
     @classmethod
     def of_chains(
@@ -101,6 +99,7 @@ class Batch:
         out_rows: Sequence[int] | None = None,
         *,
         shift: int = 0,
+        visible_start: int = 0,
     ) -> Batch:
         """Return the batch of consecutive plain tokens of each of several sequences.
 
@@ -108,6 +107,7 @@ class Batch:
             chains: (page table, first slot, token ids) of each sequence.
             out_rows: rows whose output is wanted, counted over all chains; None: all.
             shift: how much larger positions are than slots.
+            visible_start: the first slot that the tokens see.
         """
         batch = cls.__new__(cls)
         n = sum(len(ids) for _, _, ids in chains)
@@ -120,7 +120,7 @@ class Batch:
             rows[:, 0] = token_ids
             rows[:, 1] = page_table.ctypes.data
             rows[:, 2], rows[:, 3] = slots, slots + shift
-            rows[:, 5] = slots + 1
+            rows[:, 4], rows[:, 5] = visible_start, slots + 1
             start += len(token_ids)
         batch.token_ids = batch.rows[:, 0].copy()
         batch._finish(np.arange(n) if out_rows is None else np.asarray(out_rows, np.int64))

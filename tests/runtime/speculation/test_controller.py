@@ -94,7 +94,7 @@ def test_the_better_source_is_chosen(monkeypatch):
     machine = Machine(monkeypatch, WIDE)
     copies = machine.source("ngram", lambda at: 0.0 if at < 200 else 0.98, is_free=True)
     draft = machine.source("draft", always(0.85), is_free=False, guess_s=0.25 * WIDE(1))
-    _, _, _, stats = machine.generate([copies, draft], 400, draft_max=4)
+    _, _, _, stats = machine.generate([copies, draft], 400)
     assert stats.sources["draft"].n_accepted > 100
     assert stats.sources["ngram"].n_accepted > 120
 
