@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 0.6  # of the target's file; a larger draft's steps cost more than they can save
 LEAST_GAIN = 1.03
-N_CTX = 512
+N_CTX = 1024
 # Small models on the Hugging Face hub by what the target's file says of its tokenizer: (model, pre, words of its name).
 HUB = (
     ("gpt2", "qwen2", ("coder",), "Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:Q4_K_M"),

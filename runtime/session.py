@@ -63,7 +63,7 @@ class GenerationStats(Record, kw_only=True, frozen=False):
     n_generated: int = 0
     prefill_s: float = 0.0
     first_token_s: float = 0.0
-    decode_s: float = 0.0  # from the first token on
+    decode_s: float = 0.0  # from the first token on, without what is done with each outside
     finish_reason: str = ""  # "stop", "length" or "cancelled"
     speculation: SpeculationStats | None = None  # None where it was off
 
@@ -156,7 +156,7 @@ class Session:
         """Yield tokens from the logits after the prompt on, until something ends the answer."""
         params, answer, stats = decoding.params, decoding.answer, self.stats
         controller = self._controller_for(params, history, answer)
-        first_at = 0.0
+        resumed_at: float | None = None  # None: before the first token, and while the caller has one
         try:
             while stats.n_generated != params.max_tokens:
                 token_id = self._pick(answer, logits, history)
@@ -164,14 +164,17 @@ class Session:
                 logprobs = tuple(answer.sampler.top_logprobs(logits, n_logprobs)) if n_logprobs else None
                 stats.n_generated += 1
                 if stats.n_generated == 1:
-                    first_at = time.perf_counter()
-                    stats.first_token_s = first_at - decoding.started
+                    resumed_at = time.perf_counter()
+                    stats.first_token_s = resumed_at - decoding.started
                 history.append(token_id)
                 if token_id in answer.ends and not params.ignore_eos:
                     stats.finish_reason = "stop"
                     return
                 text, is_stopped = decoding.stops.feed(decoding.decoder.feed(token_id))
+                stats.decode_s += _since(resumed_at)
+                resumed_at = None
                 yield GeneratedToken(token_id=token_id, text=text, logprobs=logprobs)
+                resumed_at = time.perf_counter()
                 if is_stopped:
                     stats.finish_reason = "stop"
                     return
@@ -182,7 +185,7 @@ class Session:
                     logits = self._verifier.logits_after(history, controller, n_wanted)
             stats.finish_reason = "length"
         finally:
-            stats.decode_s = time.perf_counter() - first_at if first_at else 0.0
+            stats.decode_s += _since(resumed_at)
             self._verifier.settle(controller)
             if controller is not None:
                 stats.speculation = controller.end(history, stats.decode_s)
@@ -237,3 +240,7 @@ class Session:
         if self._controller is not None:
             self._controller.close()
             self._controller = None
+
+
+def _since(started: float | None) -> float:
+    return 0.0 if started is None else time.perf_counter() - started

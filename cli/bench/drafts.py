@@ -1,4 +1,4 @@
-"""``llmrun bench --spec``: what guessing ahead gains on fixed prompts, each answered with and without it in turn."""
+"""``llmrun bench --spec``: what guessing ahead gains on fixed prompts, each answered with and without it by turns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MODES = ("auto", "draft", "ngram")
 FORMS = ("md", "json", "jsonl")
 N_GEN, N_ROUND = 200, 3
-PROMPT_ROOM = 2048  # tokens; the longest prompt has 500 in a vocabulary that knows its language
+PROMPT_ROOM = 2048  # tokens of both prompts; the longest has 500 in a vocabulary that knows its language
 
 
 def check_draft_options(
@@ -91,8 +91,9 @@ def _run_setting(setting: Setting, tests: TestOptions, drafts: DraftOptions) -> 
     assert drafts.spec is not None
     n_gen, n_round = (numbers(tests.n_gen, "-n") or [N_GEN])[0], tests.repetitions or N_ROUND
     draft = None if drafts.draft is None else resolve(drafts.draft)
+    n_ctx = PROMPT_ROOM + 2 * n_gen
     with (
-        open_engine(resolve(setting.model), load_options(setting), n_ctx=PROMPT_ROOM + n_gen, draft=draft) as engine,
+        open_engine(resolve(setting.model), load_options(setting), n_ctx=n_ctx, draft=draft) as engine,
         ProgressBar("measuring drafts") as bar,
     ):
         mode = SpeculationSettings(mode=drafts.spec)
@@ -168,5 +169,5 @@ def drafts_text(records: list[dict[str, Any]]) -> str:
     for key, name in (("model_filename", "model"), ("draft_filename", "draft")):
         files = dict.fromkeys(r[key] for r in records if r[key] is not None)
         lines += [f"{name}: {escaped(file)}" for file in files]
-    lines.append(f"{first['n_round']} rounds each way in turn; every text was the same with and without drafts")
+    lines.append(f"{first['n_round']} rounds, each way by turns; every text was the same with and without drafts")
     return "\n".join(lines)

@@ -1,14 +1,20 @@
-"""What drafts gain: fixed prompts, each answered without and with them in turn, the same ids or an error."""
+"""What drafts gain: fixed prompts, each answered without and with them by turns, the same ids or an error.
+
+Both answers of a round are made together, a few tokens of each in turn. A machine that others use, or that gets hot,
+changes its speed within seconds: whole answers one after the other differ by 5 % and more for that alone, and so did
+what drafts seemed to gain (bench/LOG.md).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING
 
-from ...formats.errors import LlmrunError
+from ...formats.errors import CapacityError, LlmrunError
 from ...formats.record import Record, field
 from ..sampling.settings import SamplerSettings
-from ..session import GenerationParams
+from ..session import GenerationParams, GenerationStats
 from ..speculation.settings import SpeculationSettings, SpeculationStats
 from ..texts import DraftPrompt
 from .statistics import quantile
@@ -21,6 +27,7 @@ RANDOM = SamplerSettings(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0)
 GREEDY = SamplerSettings(temperature=0.0)
 SEED = 1
 PLAIN = SpeculationSettings(mode="off")
+TURN = 8  # tokens of one answer before the other goes on
 
 
 class DraftResult(Record, kw_only=True, frozen=False):
@@ -59,27 +66,28 @@ def measure_drafts(
     n_round: int,
     on_round: Callable[[int], None] | None = None,
 ) -> DraftResult:
-    """Answer one prompt ``n_round`` times each way, in turn.
+    """Answer one prompt ``n_round`` times each way, by turns.
 
     Every answer is a new conversation: nothing is known of the text from the last round, only of the machine.
 
     Raises:
-        LlmrunError: a text differs, or does not fit the context.
+        CapacityError: the context has no room for two answers.
+        LlmrunError: a text differs.
     """
     if engine.template is None:
         ids = engine.tokenizer.encode(prompt.text)
     else:
         ids = engine.template.encode([{"role": "user", "content": prompt.text}])
-    n_gen = min(n_gen, engine.n_ctx - len(ids))
+    room = engine.n_ctx // 2 - len(ids)
+    if room < 2:
+        raise CapacityError(
+            f"{prompt.kind}-{prompt.name}: two answers to {len(ids)} tokens do not fit the context of {engine.n_ctx}"
+            f" tokens: give it {2 * (len(ids) + n_gen)}"
+        )
     result, want = DraftResult(prompt=prompt, n_prompt=len(ids)), list[int]()
     for i in range(n_round):
-        for settings in (PLAIN, speculation) if i % 2 == 0 else (speculation, PLAIN):
-            session = engine.session()
-            try:
-                got = [t.token_id for t in session.generate(ids, _params(prompt, n_gen, settings)) if t.token_id >= 0]
-                stats = session.stats
-            finally:
-                session.close()
+        ways = (PLAIN, speculation) if i % 2 == 0 else (speculation, PLAIN)
+        for got, stats in _answers(engine, ids, [_params(prompt, min(n_gen, room), way) for way in ways]):
             if want and got != want:
                 raise LlmrunError(f"{prompt.kind}-{prompt.name}: drafts changed the text. This is a bug of llmrun")
             want, result.n_token = got, len(got)
@@ -92,6 +100,27 @@ def measure_drafts(
         if on_round is not None:
             on_round(i + 1)
     return result
+
+
+def _answers(
+    engine: Engine, ids: Sequence[int], ways: Sequence[GenerationParams]
+) -> list[tuple[list[int], GenerationStats]]:
+    """Return the ids and the numbers of one prompt's answers in several ways, made by turns."""
+    sessions = [engine.session() for _ in ways]
+    answers = [session.generate(ids, params) for session, params in zip(sessions, ways, strict=True)]
+    texts, going = [list[int]() for _ in ways], set(range(len(ways)))
+    try:
+        while going:
+            for i in sorted(going):
+                turn = list(islice(answers[i], TURN))
+                texts[i] += [token.token_id for token in turn if token.token_id >= 0]
+                if len(turn) < TURN:
+                    going.discard(i)
+        return [(text, session.stats) for text, session in zip(texts, sessions, strict=True)]
+    finally:
+        for answer, session in zip(answers, sessions, strict=True):
+            answer.close()
+            session.close()
 
 
 def warm_up(engine: Engine, speculation: SpeculationSettings) -> None:

@@ -134,6 +134,12 @@ def test_cancelling_keeps_the_session_usable(session):
 # ---- seeds, samples and logprobs --------------------------------------------------------------
 
 
+def test_what_is_done_with_a_token_outside_is_no_time_of_decoding(session):
+    for _ in session.generate(PROMPT, params(max_tokens=4)):
+        time.sleep(0.5)
+    assert 0 < session.stats.decode_s < 1.0
+
+
 def test_a_text_belongs_to_seed_and_sample(opened, session):
     first = ids_of(session, sampler=WARM)
     assert ids_of(session, sampler=WARM) == first

@@ -28,7 +28,7 @@ def test_table(cli, tiny):
     result = cli("bench", "-m", tiny, "--spec", "ngram", "--kinds", "random", "-n", "8", "-r", "1")
     assert result.code == 0, result.err
     assert "| random-words     |      8 |" in result.out
-    assert "1 rounds each way in turn" in result.out
+    assert "1 rounds, each way by turns" in result.out
 
 
 def test_a_changed_text_is_an_error(cli, tiny, monkeypatch):
