@@ -9,14 +9,18 @@ and nothing for reading the prompt with the draft model (the last number counts 
 can be faster on this machine.
 
 No planner knows that. The line below says what one would reach, on average, that knew of the whole answer beforehand
-how sure the draft model will be of each guess and how often it is right when it is so sure, and which copies are right,
-which then cost no step and are as sure as the draft model is at its surest; but not which of its guesses are.
+how sure each source will be of each guess, how often it is right when it is so sure, and where the draft model agrees
+with a copy (which then costs no step of its own); but not which guesses are right.
+
+``--passes``, ``--step`` and ``--token`` give another machine's prices.
 """
 
 import argparse
+import operator
 import time
 from bisect import bisect_right
 from collections import defaultdict
+from itertools import accumulate
 from pathlib import Path
 from statistics import median
 
@@ -36,6 +40,7 @@ from llmrun.runtime.texts import draft_prompts
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24)
 ROUNDS = 5
 LONGEST = WIDTHS[-1] - 1
+UNKNOWN = 0.5  # chance of copies as sure as none was that the answer reached
 
 
 def answer_of(engine, text, n):
@@ -70,19 +75,21 @@ def drafted_right(draft, ids, answer):
     return right, sure
 
 
-def copied_right(ids, answer):
-    """Return for each token of the answer how many from there on a copy of the text has right."""
-    source, context, n_right = NgramSource(), list(ids), []
+def copies_of(ids, answer):
+    """Return for each token of the answer what a copy of the text says of it and those after it: (sureness, right)."""
+    source, context, copies = NgramSource(), list(ids), []
     source.begin(context, None)
     for i, token in enumerate(answer):
-        n = 0
-        for guess, came in zip(source.guess(context), answer[i : i + LONGEST], strict=False):
-            if guess.token_id != came:
-                break
-            n += 1
-        n_right.append(n)
+        guesses = list(zip(source.guess(context), answer[i : i + LONGEST], strict=False))
+        right = list(accumulate((guess.token_id == came for guess, came in guesses), operator.and_))
+        copies.append([(guess.sureness, is_right) for (guess, _), is_right in zip(guesses, right, strict=True)])
         context.append(token)
-    return n_right
+    return copies
+
+
+def until_wrong(copied):
+    """Return a copy up to its first wrong token: what is behind that is never reached."""
+    return copied[: sum(is_right for _, is_right in copied) + 1]
 
 
 def prices(engine, draft, n_past):
@@ -134,23 +141,43 @@ def cheapest(n_token, right, n_copied, passes, step):
     return price[n_token]
 
 
-def expected(n_token, right, sure, n_copied, passes, step):
+def shares(seen):
+    """Return the share of right guesses by sureness."""
+    by_class = defaultdict(list)
+    for sureness, is_right in seen:
+        by_class[sureness].append(is_right)
+    return {sureness: np.mean(values) for sureness, values in by_class.items()}
+
+
+def expected(n_token, right, sure, copies, passes, step):
     """Return the plain steps that the tokens after the first take on average for who knows all but what is right."""
-    of_class = defaultdict(list)
-    for is_right, how_sure in zip(right[1:], sure[1:], strict=True):
-        of_class[how_sure].append(is_right)
-    rate = {how_sure: np.mean(of_class[how_sure]) for how_sure in of_class}
-    surest = max(rate.values())
-    price = np.zeros(n_token + 1)  # of the tokens from i on
+    rates = shares(zip(sure[1:], right[1:], strict=True))
+    copy_rates = shares(copy for copied in copies[1:] for copy in until_wrong(copied))
+    price = np.zeros(n_token + 2)  # of the tokens from i on
     for i in range(n_token - 1, 0, -1):
-        best, spent, reached, before = 1.0 + price[i + 1], 0.0, 1.0, 0.0
-        for n in range(1, min(LONGEST, n_token - 1 - i) + 1):  # guesses, of tokens i to i + n - 1
-            at = i + n - 1
-            chance = surest if n_copied[at] else rate[sure[at]]
-            spent += 0.0 if n_copied[at] else step
-            before += reached * (1 - chance) * price[i + n]  # wrong at this one: the right token comes of the pass
-            reached *= chance
-            best = min(best, spent + passes[n] + before + reached * price[min(i + n + 1, n_token)])
+        best, n, spent, reached, before = np.inf, 0, 0.0, 1.0, 0.0
+        most = min(LONGEST, n_token - 1 - i)  # guesses, of tokens i to i + n - 1
+        while True:
+            # The draft of n guesses is verified, or goes on with as much of a copy as is best.
+            so_far, chance, copied = before, reached, copies[i + n][: most - n] if n < most else []
+            best = min(best, spent + passes[n] + so_far + chance * price[min(i + n + 1, n_token)])
+            for m, (sureness, _) in enumerate(copied, n + 1):
+                rate = copy_rates.get(sureness, UNKNOWN)
+                so_far += chance * (1 - rate) * price[i + m]
+                chance *= rate
+                best = min(best, spent + passes[m] + so_far + chance * price[min(i + m + 1, n_token)])
+            if n >= most:
+                break
+            # A step of the draft model: the copies that it agrees with, and its own guess behind them.
+            spent += step
+            n_agreed = 0
+            while n_agreed < min(N_OUT - 1, len(copied)) and copied[n_agreed][1] and right[i + n + n_agreed]:
+                n_agreed += 1
+            for _ in range(min(n_agreed + 1, most - n)):
+                chance = rates[sure[i + n]]
+                n += 1
+                before += reached * (1 - chance) * price[i + n]  # wrong at this one: the right token comes of the pass
+                reached *= chance
         price[i] = best
     return price[1]
 
@@ -162,19 +189,30 @@ def main():
     parser.add_argument("draft", type=Path)
     parser.add_argument("--prompts", default="")
     parser.add_argument("-n", type=int, default=200)
+    parser.add_argument("--passes", help="prices of passes in plain steps, such as 1:1,2:1.05,4:1.1,8:1.75,24:5.4")
+    parser.add_argument("--step", type=float, help="price of the draft's step, in plain steps")
+    parser.add_argument("--token", type=float, help="price of a token that the draft reads, in plain steps")
     options = parser.parse_args()
     wanted = options.prompts.split(",") if options.prompts else None
     with Engine.open(options.target, n_ctx=2560) as engine:
         draft = open_draft(options.draft, engine)
         passes, step, plain, token_s = prices(engine, draft, 400)
+        token = token_s / plain
+        if options.passes:
+            known = sorted((int(n), float(price)) for n, price in (p.split(":") for p in options.passes.split(",")))
+            passes = np.interp(range(1, WIDTHS[-1] + 1), *zip(*known, strict=True))
+        step, token = options.step or step, options.token or token
         shown = ", ".join(f"{n}: {passes[n - 1]:.2f}" for n in WIDTHS)
-        print(f"plain step {1e3 * plain:.1f} ms; draft step {step:.3f}; passes by rows: {shown}")
+        print(
+            f"plain step {1e3 * plain:.1f} ms; draft step {step:.3f}; a token read {token:.3f}; passes by rows: {shown}"
+        )
         for prompt in draft_prompts():
             name = f"{prompt.kind}-{prompt.name}"
             if prompt.kind == "random" or (wanted and name not in wanted):
                 continue
             ids, answer = answer_of(engine, prompt.text, options.n)
-            (right, sure), n_copied = drafted_right(draft, ids, answer), copied_right(ids, answer)
+            (right, sure), copies = drafted_right(draft, ids, answer), copies_of(ids, answer)
+            n_copied = [sum(is_right for _, is_right in copied) for copied in copies]
             most = {
                 sources: (len(answer) - 1) / cheapest(len(answer), *told, passes, step)
                 for sources, told in {
@@ -184,7 +222,7 @@ def main():
                 }.items()
             }
             shares = np.mean(right[1:]), np.mean(np.array(n_copied[1:]) > 0)
-            reading = len(ids) * token_s / plain  # of the prompt with the draft model, in plain steps
+            reading = len(ids) * token  # of the prompt with the draft model, in plain steps
             n = len(answer) - 1
             with_reading = n / (n / most["both"] + reading)
             print(
@@ -195,7 +233,7 @@ def main():
             )
             average = [
                 n / (expected(len(answer), right, sure, copied, passes, step) + read)
-                for copied, read in ((n_copied, 0.0), (n_copied, reading), ([0] * len(answer), reading))
+                for copied, read in ((copies, 0.0), (copies, reading), ([[]] * len(answer), reading))
             ]
             print(
                 f"{'':18} not knowing which guesses are right: {average[0]:.2f}"
