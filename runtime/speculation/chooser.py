@@ -24,10 +24,13 @@ from .source import Guess
 
 _T = TypeVar("_T")
 
-LEAST_GAIN = 0.02  # tokens
+LEAST_GAIN = 0.0  # tokens
 PROBE_TOKENS = 2
+# Steps in which a source is asked again after it has read, whatever came of the first: a single guess says too little
+# for what reading takes. Not where so many tokens a plain step are made anyway.
+TRIES, TRY_RATE = 4, 1.5
 READING = 0.5  # share of what may be lost that a source may take to read a text
-RISK = 0.35  # share of it that one draft may lose: some wrong ones in a row must not end everything
+RISK = 0.5  # share of it that one draft may lose: some wrong ones in a row must not end everything
 LOOK_AHEAD = 2  # guesses, over whose rows the price of a further one is taken: where tiles end, one row is dear
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this
@@ -163,21 +166,23 @@ class DraftChooser:
     def _draw(self, drafter: Drafter, context: Sequence[int], limit: int, best: float) -> Draft | None:
         """Let a source that costs time guess, as long as each further guess is worth it."""
         typical, rate, n_most = drafter.overall[0], self._account.rate, limit
+        wait = PROBE_AFTER
         if self._expected(drafter, limit) <= best:
-            drafter.n_skipped += 1
-            drafter.is_warm = drafter.is_warm and drafter.n_skipped > drafter.wait
-            if drafter.n_skipped <= drafter.wait or best > LEAST_GAIN:
-                return None
-            n_most, wait = min(limit, PROBE_TOKENS), min(2 * drafter.wait, PROBE_LATEST)
-        else:
-            wait = PROBE_AFTER
+            wait = drafter.wait
+            if best > LEAST_GAIN or not drafter.tries or rate >= TRY_RATE:
+                drafter.n_skipped += 1
+                drafter.is_warm = drafter.is_warm and drafter.n_skipped > drafter.wait
+                if drafter.n_skipped <= drafter.wait or best > LEAST_GAIN:
+                    return None
+                wait = min(2 * drafter.wait, PROBE_LATEST)
+            n_most = min(limit, PROBE_TOKENS)
         if not self._may_try(1) or self._account.allowance < max(drafter.first, self._account.reserve):
             return None
         drafter.wait = wait
         if not drafter.is_timed:  # it may be dear
             n_most = 1
         was_used, drafter.n_skipped = drafter.is_warm, 0
-        drafter.is_warm = True
+        drafter.is_warm, drafter.tries = True, max(0, drafter.tries - 1) if was_used else TRIES
         # What is spent on reading must be earned by guessing: half is left for that.
         drafter.source.budget_s = max(0.0, READING * self._account.allowance * self._costs.plain_s)
         draft, guesses = Draft(drafter, [], [], 0), drafter.source.guess(context)

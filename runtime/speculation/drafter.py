@@ -45,6 +45,7 @@ class Drafter:
         self.overall = Rates([TYPICAL])
         self.is_warm = False  # asked in the step before
         self.wait, self.n_skipped = PROBE_AFTER, PROBE_AFTER
+        self.tries = 0  # steps in which it is asked though it is not expected to pay
         self.guesses: list[Guess] = []  # the last ones, for the tokens from ``base`` on
         self.base = 0
         self.copies: list[Guess] = []  # what it added to the draft of another source, from ``copies_base`` on

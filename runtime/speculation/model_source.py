@@ -25,7 +25,9 @@ F32 = NDArray[np.float32]
 N_TOK = 64  # rows of a pass that catches up
 N_OUT = 3  # rows with which copies are looked at: so many take hardly longer than one (bench/LOG.md)
 
-FIRST_WINDOW = 24  # tokens of a text that are read at first; what is before them as that pays
+# Tokens of a text that are read at first, what is before them as that pays: the answer's own tokens tell a draft model
+# nearly all that the end of the prompt would (bench/LOG.md).
+FIRST_WINDOW = 12
 LEAST_PIECE = 16  # tokens before the window that are worth a pass of their own
 STEP_TOKENS = 5  # tokens of a text that are read in the time of a step, until that is known
 
@@ -182,8 +184,13 @@ class ModelSource:
     @property
     def _affordable(self) -> int:
         """How many tokens may be read now."""
-        n = int(self.budget_s / self._model.token_s) if self._model.token_s else FIRST_WINDOW
+        n = int(self.budget_s / self._token_s) if self._token_s < math.inf else FIRST_WINDOW
         return max(n, FIRST_WINDOW // 2)
+
+    @property
+    def _token_s(self) -> float:
+        """What reading a token takes, as far as it is known."""
+        return self._model.token_s or self._model.step_s / STEP_TOKENS
 
     def _catch_up(self, copied: Sequence[int]) -> F32:
         """Read what may be read before the window, then its own new tokens, and some of a copy behind them.
@@ -196,9 +203,8 @@ class ModelSource:
         n_earlier = self._n_earlier(self._affordable - n_new)
         n_all = n_earlier + n_new
         step_s = self._model.step_s  # that a pass takes at least
-        token_s = self._model.token_s or step_s / STEP_TOKENS
         if step_s < math.inf:
-            self.expected_s = sum(max(step_s, n * token_s) for n in (n_earlier, n_new) if n)
+            self.expected_s = sum(max(step_s, n * self._token_s) for n in (n_earlier, n_new) if n)
         started = time.perf_counter()
         if n_earlier:
             self._read_earlier(n_earlier)
@@ -208,7 +214,7 @@ class ModelSource:
             self._run(self._ids[len(self._ids) - n :][:most], n_output=0)
         rows = self._run([*self._ids[len(self._ids) - n :], *ahead], n_output=1 + len(ahead))
         self._n_sure = len(self._cached) - len(ahead)
-        if n_all >= N_TOK // 4:
+        if n_all >= FIRST_WINDOW:
             self._model.token_s = (time.perf_counter() - started) / n_all
         return rows
 

@@ -206,6 +206,22 @@ def test_a_draft_that_is_wrong_at_first_is_tried_again(monkeypatch):
     assert spent < 0.8 * plain
 
 
+def test_after_a_pause_a_source_is_asked_more_than_once(monkeypatch):
+    """What it reads then is paid for: one wrong guess must not send it back to sleep."""
+    seconds = [0.05 * (1 + 0.25 * (n - 1)) for n in range(1, 65)]
+    machine = Machine(monkeypatch, lambda n: seconds[n - 1], {n: seconds[n - 1] for n in (1, 2, 4, 8, 16)})
+    last = 0
+
+    def chance(at):
+        nonlocal last
+        is_first, last = at - last > 3, at
+        return 0.0 if at < 8 or is_first else 0.95
+
+    draft = machine.source("draft", chance, is_free=False, guess_s=0.009)
+    spent, plain, _, _ = machine.generate([draft], 200)
+    assert spent < 0.9 * plain
+
+
 def test_a_copy_is_looked_at_with_what_is_new(monkeypatch):
     """A source that looks at three tokens as quickly as at one reads what copies say with the text's new tokens."""
     machine = Machine(monkeypatch, lambda n: 0.03, known=dict.fromkeys((1, 2, 4, 8, 16), 0.03))
