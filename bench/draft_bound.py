@@ -141,7 +141,7 @@ def cheapest(n_token, right, n_copied, passes, step):
     return price[n_token]
 
 
-def shares(seen):
+def rates_of(seen):
     """Return the share of right guesses by sureness."""
     by_class = defaultdict(list)
     for sureness, is_right in seen:
@@ -151,8 +151,8 @@ def shares(seen):
 
 def expected(n_token, right, sure, copies, passes, step):
     """Return the plain steps that the tokens after the first take on average for who knows all but what is right."""
-    rates = shares(zip(sure[1:], right[1:], strict=True))
-    copy_rates = shares(copy for copied in copies[1:] for copy in until_wrong(copied))
+    rates = rates_of(zip(sure[1:], right[1:], strict=True))
+    copy_rates = rates_of(copy for copied in copies[1:] for copy in until_wrong(copied))
     price = np.zeros(n_token + 2)  # of the tokens from i on
     for i in range(n_token - 1, 0, -1):
         best, n, spent, reached, before = np.inf, 0, 0.0, 1.0, 0.0
