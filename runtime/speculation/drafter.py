@@ -9,7 +9,9 @@ from .settings import SourceStats
 from .source import DraftSource, Guess
 
 FADE = 0.95  # of what was learnt about a class of guesses, with each further one: about the last 20 count
-PRIOR_WEIGHT = 3.0
+# Guesses that what was known beforehand stands for: of a class of sureness, which means the same in most texts, and of
+# all guesses of a source together.
+PRIOR_WEIGHT, OVERALL_WEIGHT = 6.0, 4.0
 TYPICAL = 0.7  # share of right guesses of a source of which nothing is known
 PROBE_AFTER, PROBE_LATEST = 16, 64  # tokens until a source that did not pay is tried again, doubled each time
 
@@ -17,9 +19,9 @@ PROBE_AFTER, PROBE_LATEST = 16, 64  # tokens until a source that did not pay is 
 class Rates:
     """How often guesses are right, by class of sureness."""
 
-    def __init__(self, priors: Sequence[float]) -> None:
-        self._right = [PRIOR_WEIGHT * p for p in priors]
-        self._seen = [PRIOR_WEIGHT] * len(priors)
+    def __init__(self, priors: Sequence[float], weight: float = PRIOR_WEIGHT) -> None:
+        self._right = [weight * p for p in priors]
+        self._seen = [weight] * len(priors)
 
     def __getitem__(self, sureness: int) -> float:
         """Return the share of right guesses of a class."""
@@ -42,7 +44,7 @@ class Drafter:
     def __init__(self, source: DraftSource, costs: StepCosts) -> None:
         self.source = source
         self.rates = Rates(source.priors)
-        self.overall = Rates([TYPICAL])
+        self.overall = Rates([TYPICAL], OVERALL_WEIGHT)
         self.is_warm = False  # asked in the step before
         self.wait, self.n_skipped = PROBE_AFTER, PROBE_AFTER
         self.tries = 0  # steps in which it is asked though it is not expected to pay
