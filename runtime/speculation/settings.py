@@ -79,7 +79,7 @@ class SpeculationStats(Record, kw_only=True, frozen=False):
     n_pass: int = 0
     spent_s: float = 0.0  # in passes and in drafting
     plain_s: float = 0.0  # what the passes of the same tokens would have taken one by one, as measured
-    other_s: float = 0.0  # picking tokens and showing them, which takes as long either way
+    other_s: float = 0.0  # picking tokens and turning them into text, which takes as long either way
     sources: dict[str, SourceStats] = field(default_factory=dict)
 
     @property
