@@ -30,7 +30,7 @@ PROBE_TOKENS = 2
 # for what reading takes. Not where so many tokens a plain step are made anyway.
 TRIES, TRY_RATE = 4, 1.5
 READING = 0.5  # share of what may be lost that a source may take to read a text
-RISK = 0.5  # share of it that one draft may lose: some wrong ones in a row must not end everything
+RISK = 0.7  # share of it that one draft may lose: some wrong ones in a row must not end everything
 LOOK_AHEAD = 2  # guesses, over whose rows the price of a further one is taken: where tiles end, one row is dear
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
 COPY_CHANCE = 0.5  # a copy goes on with another source's draft only if it is at least as likely right as this

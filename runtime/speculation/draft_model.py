@@ -1,9 +1,10 @@
 """A small model that drafts for a large one: its file opened beside the target's, on the target's threads.
 
-Three things make its step cheap, and none can change a text. Its output matrix is cut to the tokens that come first in
+Four things make it cheap, and none can change a text. Its output matrix is cut to the tokens that come first in
 the vocabulary, which in a byte-pair vocabulary are those merged first, the frequent ones (FR-Spec, Zhao et al., arXiv
 2502.14856; 32k of Qwen's 152k are 94 % of the tokens of code). Its larger weights are made smaller in memory
-(``draft_weights.py``). And what it sees of a long text is a window.
+(``draft_weights.py``). What it sees of a long text is a window. And the upper third of its layers is left out where it
+only reads (``runtime/skim.py``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
 from ..models import build_model
 from ..program import Buffer, Op, Program
+from ..skim import skim
 from .draft_weights import DraftWeights, Progress
 from .model_source import N_OUT, N_TOK, ModelSource
 from .vocabulary_map import VocabularyMap
@@ -42,6 +44,7 @@ class DraftModel:
         self,
         file: GgufFile,
         executor: ThreadedExecutor,
+        reader: ThreadedExecutor,
         pages: KvPages,
         kernels: KernelSet,
         vocabulary: VocabularyMap,
@@ -55,6 +58,7 @@ class DraftModel:
         self.token_s = 0.0  # reading one token of a text, as its sources measure it; 0: not known
         self.step_s = math.inf  # a step by itself at best
         self.executor, self.pages, self.vocabulary, self.n_ctx = executor, pages, vocabulary, n_ctx
+        self._reader = reader  # for tokens whose logits nobody wants
         self.packed_bytes, self._lock = packed_bytes, lock
 
     @classmethod
@@ -91,14 +95,15 @@ class DraftModel:
             program = model.program
             if vocabulary.is_same and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
                 program = cut_head(program, min(n_head_token, hp.n_vocab))
-            program = prepare(program)
+            program, reading = prepare(program), prepare(skim(program, 2 * hp.n_layer // 3))
             slot_bytes = KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head)
             kernels, n_byte = weights.load_for(
-                [program], target.team, kv_bytes=n_ctx * slot_bytes, on_progress=on_progress
+                [program, reading], target.team, kv_bytes=n_ctx * slot_bytes, on_progress=on_progress
             )
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=N_OUT)
-            return cls(file, executor, pages, kernels, vocabulary, target.lock, n_ctx, n_byte)
+            reader = executor.with_program(reading)
+            return cls(file, executor, reader, pages, kernels, vocabulary, target.lock, n_ctx, n_byte)
         except BaseException:
             file.close()
             raise
@@ -133,7 +138,8 @@ class DraftModel:
     ) -> None:
         """Append tokens to a sequence in one pass; the logits of the last ``n_output`` are then in the executor.
 
-        Positions are larger than slots by ``shift``; slots before ``visible_start`` are not seen.
+        Positions are larger than slots by ``shift``; slots before ``visible_start`` are not seen. Without outputs the
+        upper third of the layers is left out.
         """
         self._file.check_mapped()
         past = sequence.n_past
@@ -141,7 +147,7 @@ class DraftModel:
         try:
             out_rows = range(len(ids) - n_output, len(ids))
             batch = Batch.of_tokens(sequence.page_table, past, ids, out_rows, shift=shift, visible_start=visible_start)
-            self.executor.run(batch, is_long=len(ids) > 16)
+            (self.executor if n_output else self._reader).run(batch, is_long=len(ids) > 16)
         except BaseException:
             sequence.rollback(past)
             raise

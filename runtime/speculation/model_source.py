@@ -29,6 +29,7 @@ N_OUT = 3  # rows with which copies are looked at: so many take hardly longer th
 # nearly all that the end of the prompt would (bench/LOG.md).
 FIRST_WINDOW = 12
 LEAST_PIECE = 16  # tokens before the window that are worth a pass of their own
+SKIMMED = 0.7  # what a token takes of which only keys and values are wanted (``DraftModel.run``): so much of another
 STEP_TOKENS = 5  # tokens of a text that are read in the time of a step, until that is known
 
 
@@ -198,24 +199,24 @@ class ModelSource:
         Returns:
             The logits before and after each of those behind.
         """
-        window = self._ids[self._start :]
-        n_new = len(window) - len(self._cached)
-        n_earlier = self._n_earlier(self._affordable - n_new)
-        n_all = n_earlier + n_new
+        n_new = len(self._ids) - self._start - len(self._cached)
+        n_skim = n_new - FIRST_WINDOW if n_new >= FIRST_WINDOW + LEAST_PIECE else 0
+        n_earlier = self._n_earlier(int((self._affordable - n_new) / SKIMMED))
+        parts = SKIMMED * n_earlier, SKIMMED * n_skim, n_new - n_skim  # in tokens that are read whole
         step_s = self._model.step_s  # that a pass takes at least
         if step_s < math.inf:
-            self.expected_s = sum(max(step_s, n * self._token_s) for n in (n_earlier, n_new) if n)
+            self.expected_s = sum(max(step_s, n * self._token_s) for n in parts if n)
         started = time.perf_counter()
         if n_earlier:
             self._read_earlier(n_earlier)
         ahead = self._ahead(n_new, copied)
-        most = N_TOK - len(ahead)
-        while (n := len(self._ids) - self._start - len(self._cached)) > most:
-            self._run(self._ids[len(self._ids) - n :][:most], n_output=0)
-        rows = self._run([*self._ids[len(self._ids) - n :], *ahead], n_output=1 + len(ahead))
+        new = self._ids[len(self._ids) - n_new :]
+        for i in range(0, n_skim, N_TOK):
+            self._run(new[i : min(i + N_TOK, n_skim)], n_output=0)
+        rows = self._run([*new[n_skim:], *ahead], n_output=1 + len(ahead))
         self._n_sure = len(self._cached) - len(ahead)
-        if n_all >= FIRST_WINDOW:
-            self._model.token_s = (time.perf_counter() - started) / n_all
+        if sum(parts) >= FIRST_WINDOW:
+            self._model.token_s = (time.perf_counter() - started) / sum(parts)
         return rows
 
     def _n_earlier(self, most: int) -> int:

@@ -14,7 +14,8 @@ from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.sampling.chain import Sampler
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
-from llmrun.runtime.speculation import draft_weights
+from llmrun.runtime.skim import skim
+from llmrun.runtime.speculation import draft_model, draft_weights
 from llmrun.runtime.speculation.draft_model import DraftModel
 from llmrun.runtime.speculation.loop import verify
 from llmrun.runtime.speculation.model_source import FIRST_WINDOW, LEAST_PIECE, N_OUT, ModelSource
@@ -230,6 +231,35 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
         assert [next(guesses) for guesses in [source.guess(context)] for _ in range(5)] == alone  # rolled back
         source.close()
         assert len(draft.pages._free) == draft.pages.n_page
+        draft.close()
+
+
+@pytest.mark.parametrize("n_new", [LEAST_PIECE + FIRST_WINDOW - 1, LEAST_PIECE + FIRST_WINDOW, 150])
+def test_of_many_new_tokens_all_but_the_last_are_skimmed(tiny_path, monkeypatch, n_new):
+    monkeypatch.setattr(draft_model, "skim", lambda program, _: skim(program, 0))
+    text = token_ids("s", FIRST_WINDOW + n_new)
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=512, n_threads=1) as engine:
+        draft = DraftModel.open(tiny_path("llama", "Q4_0"), engine)
+        source = draft.source(KvSequence(engine.pages, 512))
+        source.begin(text[:FIRST_WINDOW], greedy_answer(engine))
+        source.budget_s, draft.token_s = 1.0, 1e-9
+        next(source.guess(text[:FIRST_WINDOW]))
+        draft.token_s = 1e-9
+        next(source.guess(text))
+
+        sequence = KvSequence(draft.pages, 512)
+        edge = len(text) - FIRST_WINDOW if n_new >= LEAST_PIECE + FIRST_WINDOW else FIRST_WINDOW
+        draft.run(sequence, text[:FIRST_WINDOW], n_output=1)
+        for start in range(FIRST_WINDOW, edge, 50):
+            draft.run(sequence, text[start : min(start + 50, edge)], n_output=0)
+        draft.run(sequence, text[edge:], n_output=1)
+        assert (source._logits == draft.executor.output("logits", 1)[0]).all()
+        whole = KvSequence(draft.pages, 512)
+        for start in range(0, len(text), 50):
+            draft.run(whole, text[start : start + 50], n_output=1)
+        assert (source._logits == draft.executor.output("logits", 1)[0]).all() == (edge == FIRST_WINDOW)
+        for held in (source, sequence, whole):
+            held.close()
         draft.close()
 
 
