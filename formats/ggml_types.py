@@ -56,7 +56,7 @@ class GgmlType(IntEnum):
 
 
 BLOCK: dict[GgmlType, tuple[int, int]] = {
-    GgmlType.Q3_0: (32, 14),
+    GgmlType.Q3_0: (32, 13),
     GgmlType.F32: (1, 4),
     GgmlType.F16: (1, 2),
     GgmlType.Q4_0: (32, 18),

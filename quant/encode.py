@@ -50,7 +50,7 @@ def encode_q4_1(d: U8, m: U8, q: U8) -> U8:
 
 
 def encode_q3_0(d: U8, q: U8) -> U8:
-    """Return Q3_0 blocks from ``d u8 [n, 2]`` and ``q [n, 32]``, 0 to 7."""
+    """Return Q3_0 blocks from ``d u8 [n, 1]`` and ``q [n, 32]``, 0 to 7."""
     by_four = q.reshape(-1, 8, 4)
     rest = by_four[:, 6] | by_four[:, 7] << 3
     qs = [by_four[:, 2 * j] | by_four[:, 2 * j + 1] << 3 | (rest >> 2 * j & 3) << 6 for j in range(3)]

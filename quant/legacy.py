@@ -4,7 +4,7 @@
 type   bytes  fields                                                              weight
 =====  =====  ==================================================================  =================
 Q1_0   18     d f16, 128 bits (bit j % 8 of byte j / 8)                           ``bit ? d : -d``
-Q3_0   14     d f16, qs u8[12]                                                    ``d * (q - 4)``
+Q3_0   13     d f8 (``floats.py``), qs u8[12]                                     ``d * (q - 4)``
 Q4_0   18     d f16, qs u8[16]                                                    ``d * (q - 8)``
 Q4_1   20     d f16, m f16, qs u8[16]                                             ``d * q + m``
 Q5_0   22     d f16, qh u32, qs u8[16]                                            ``d * (q - 16)``
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .floats import F32, U8, half_at
+from .floats import F32, U8, f8, half_at
 
 
 def nibbles16(qs: U8) -> U8:
@@ -53,10 +53,10 @@ def q1_0(blocks: U8) -> F32:
 
 def q3_0(blocks: U8) -> F32:
     """Return the weights ``[n_block, 32]``."""
-    qs = blocks[:, 2:].reshape(-1, 3, 4)
+    qs = blocks[:, 1:].reshape(-1, 3, 4)
     rest = (qs[:, 0] >> 6) | (qs[:, 1] >> 6) << 2 | (qs[:, 2] >> 6) << 4
     by_four = [part >> shift & 7 for part in qs.transpose(1, 0, 2) for shift in (0, 3)]
-    return half_at(blocks, 0) * _signed(np.concatenate([*by_four, rest & 7, rest >> 3], axis=1), 4)
+    return f8(blocks[:, :1]) * _signed(np.concatenate([*by_four, rest & 7, rest >> 3], axis=1), 4)
 
 
 def q4_0(blocks: U8) -> F32:

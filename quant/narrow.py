@@ -1,7 +1,8 @@
 """Weights of draft models made smaller in memory: blocks of 32 with a scale, as Q3_0 or Q4_0.
 
 A draft may be anything that guesses well, and its time is its bytes. For a few steps the weights are rounded, then the
-step is fitted to what they were rounded to; the best of the few is kept, by the sum of squared errors.
+step is fitted to what they were rounded to; the best of the few is kept, by the sum of squared errors, and with it, as
+it is stored, they are rounded once more.
 This is the specification: ``runtime/kernels/narrow.py``, which gives the same bits, is what loads a draft.
 """
 
@@ -13,7 +14,7 @@ from ..formats.ggml_types import BLOCK, GgmlType
 from ..formats.record import Record
 from . import encode
 from .dequantize import DEQUANTIZERS, dequantize
-from .floats import F32, U8
+from .floats import F32, U8, f8, half_at, to_f8
 
 CHUNK_WEIGHTS = 1 << 16  # temporaries stay in the second-level cache
 
@@ -72,7 +73,7 @@ def _blocks_of(x: F32, target: GgmlType) -> U8:
     """Return f32 [n, 32] as blocks. All sums go from the first weight to the last."""
     grid, n = GRIDS[target], len(x)
     peak, total = np.zeros(n, np.float32), np.zeros(n, np.float32)
-    best, best_q = np.zeros(n, np.float32), np.zeros(x.shape, np.float32)
+    best = np.zeros(n, np.float32)
     with np.errstate(all="ignore"):
         for value in x.T:
             peak = np.where(np.abs(peak) < np.abs(value), value, peak)
@@ -80,8 +81,7 @@ def _blocks_of(x: F32, target: GgmlType) -> U8:
         d = total * np.float32(0)  # no number where a weight is none
         for start in grid.starts:
             inverse = np.where(np.abs(peak) > 0, np.float32(-start) / peak, np.float32(0))
-            q = np.rint(x * inverse[:, None])
-            q = np.minimum(np.maximum(q, np.float32(-grid.offset)), np.float32(grid.offset - 1))
+            q = _nearest(x, inverse[:, None], grid)
             sum_qq, sum_qx = np.zeros(n, np.float32), np.zeros(n, np.float32)
             for value, quant in zip(x.T, q.T, strict=True):
                 sum_qq, sum_qx = sum_qq + quant * quant, sum_qx + quant * value
@@ -89,7 +89,14 @@ def _blocks_of(x: F32, target: GgmlType) -> U8:
             gain = step * sum_qx
             is_better = best < gain
             d, best = np.where(is_better, step, d), np.where(is_better, gain, best)
-            best_q = np.where(is_better[:, None], q, best_q)
-        scale = encode.half_bytes(d.reshape(-1, 1))
-    quants = (best_q + np.float32(grid.offset)).astype(np.uint8)
+        scale = to_f8(d.reshape(-1, 1)) if target is GgmlType.Q3_0 else encode.half_bytes(d.reshape(-1, 1))
+        stored = f8(scale) if target is GgmlType.Q3_0 else half_at(scale, 0)
+        inverse = np.where(np.abs(stored) > 0, np.float32(1) / stored, np.float32(0))
+        quants = (_nearest(x, inverse, grid) + np.float32(grid.offset)).astype(np.uint8)
     return (encode.encode_q3_0 if target is GgmlType.Q3_0 else encode.encode_q4_0)(scale, quants)
+
+
+def _nearest(x: F32, inverse: F32, grid: Grid) -> F32:
+    """Return weights [n, 32] in steps, rounded to the grid."""
+    q: F32 = np.rint(x * inverse)
+    return np.minimum(np.maximum(q, np.float32(-grid.offset)), np.float32(grid.offset - 1))

@@ -89,8 +89,8 @@ def _high_bits_32(part: NDArray[Any], blocks: U8, offset: int) -> None:
 
 
 def _fill_q3_0(blocks: U8, parts: Parts) -> None:
-    _copy_scalar(parts["d"], blocks, 0)
-    words = np.ascontiguousarray(blocks[..., 2:]).view("<u4")  # [n_rowgroup, 16, n_block, 3]
+    _copy_scalar(parts["d8"], blocks, 0)
+    words = np.ascontiguousarray(blocks[..., 1:]).view("<u4")  # [n_rowgroup, 16, n_block, 3]
     rows_innermost(_words(parts["q33"], words.shape[2], 3), words)
 
 

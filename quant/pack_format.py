@@ -17,6 +17,7 @@ q5    u8 [n_rowgroup, n_group, 5, 64]      vector 0, bit k: the highest bit of v
 q6    u8 [n_rowgroup, n_group, 6, 64]      the two highest bits as q2; then as q4
 q8    i8 [n_rowgroup, n_group, 8, 64]      one byte a weight
 d     f16 [n_rowgroup, n_block, 16]        scale of a block (a super-block of 256 for K types)
+d8    u8 [n_rowgroup, n_block, 16]         the same as ``floats.f8``
 dm    f16 [n_rowgroup, n_block, 2, 16]     scale, then minimum (legacy) or scale of minima (K)
 e     u8 [n_rowgroup, n_block, 16]         exponent of a power of two (MXFP4)
 s8    i8 [n_rowgroup, n_super, 16, 16]     scales of 16 sub-blocks, 16 rows each (Q6_K)
@@ -124,6 +125,7 @@ def _format(ggml_type: GgmlType, *names: str, s6_bytes: int = 192) -> PackedForm
         "q6": PartSpec("q6", np.dtype(np.uint8), 32, (6, 64)),
         "q8": PartSpec("q8", np.dtype(np.int8), 32, (8, 64)),
         "d": PartSpec("d", np.dtype(np.float16), block, (ROW_LANES,)),
+        "d8": PartSpec("d8", np.dtype(np.uint8), block, (ROW_LANES,)),
         "dm": PartSpec("dm", np.dtype(np.float16), block, (2, ROW_LANES)),
         "e": PartSpec("e", np.dtype(np.uint8), block, (ROW_LANES,)),
         "s8": PartSpec("s8", np.dtype(np.int8), block, (16, ROW_LANES)),
@@ -137,7 +139,7 @@ def _format(ggml_type: GgmlType, *names: str, s6_bytes: int = 192) -> PackedForm
 PACKED_FORMATS: dict[GgmlType, PackedFormat] = {
     f.ggml_type: f
     for f in (
-        _format(GgmlType.Q3_0, "q33", "d"),
+        _format(GgmlType.Q3_0, "q33", "d8"),
         _format(GgmlType.Q4_0, "q4", "d"),
         _format(GgmlType.Q4_1, "q4", "dm"),
         _format(GgmlType.Q5_0, "q5", "d"),

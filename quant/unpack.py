@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..formats.ggml_types import GgmlType
 from ..formats.record import Record
+from .floats import f8
 from .pack_format import ROW_LANES, PackedTensor
 from .tables import E2M1_VALUES, IQ4_VALUES, e8m0_half
 
@@ -172,7 +173,7 @@ def _q3_0(p: Parts) -> Fields:
     rest = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4
     vectors = [q[:, :, v] >> shift & 7 for v in range(3) for shift in (0, 3)]
     threes = _rows(np.stack([*vectors, rest & 7, rest >> 3], axis=2))
-    return _scaled(p["d"], threes.astype(np.int8) - np.int8(4))
+    return _scaled(f8(p["d8"]), threes.astype(np.int8) - np.int8(4))
 
 
 def _q3_k(p: Parts) -> Fields:

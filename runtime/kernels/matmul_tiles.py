@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..simd.f8 import load_f8x16
 from ..simd.tile import Ahead, fetch, tile_operations
 from ..simd.vector import (
     and_i32, as_f32, device, f32x16, int64, load_bf16x16, load_f16x16, load_f32x16, load_i8x16, load_u8x16, mul,
@@ -78,6 +79,11 @@ _SCALE = f32x16(int64, int64)
 @device(_SCALE)
 def _d(p1, block):
     return load_f16x16(p1 + 32 * block)
+
+
+@device(_SCALE)
+def _d8(p1, block):
+    return load_f8x16(p1 + 16 * block)
 
 
 @device(_SCALE)
@@ -260,7 +266,7 @@ def _tile_float(load_weight: Any, n_bytes: int) -> Callable[[int], Any]:
 # How to make a tile of each format. A tile gets the addresses of the format's parts in the order of
 # ``quant/pack_format.py``.
 TILES: dict[str, Callable[..., Any]] = {
-    "Q3_0": _tile_of_blocks(THREES, _d, offset=4),
+    "Q3_0": _tile_of_blocks(THREES, _d8, scale_bytes=16, offset=4),
     "Q4_0": _tile_of_blocks(FOUR_BIT, _d, offset=8),
     "Q4_1": _tile_of_blocks(FOUR_BIT, _dm_scale, _dm_minimum, scale_bytes=64),
     "Q5_0": _tile_of_blocks(FIVE_BIT, _d, offset=16),

@@ -15,16 +15,17 @@ import numpy as np
 from ...formats.ggml_types import GgmlType
 from ...quant.narrow import GRIDS
 from ..simd.compiler import Kernel
+from ..simd.f8 import load_f8x16, store_f8x16
 from ..simd.isa import Target
 from ..simd.scalar import load_i64, stack_bytes
 from ..simd.vector import (
-    absolute, add, and_i32, as_f32, device, div, f32x16, i32x16, int64, load_f32x16, load_strided, maximum, minimum,
-    mul, or_i32, round_even, shift_left, shift_right, splat, splat_i32, store_f16x16, store_f32x16, to_i32, void,
-    where_less,
+    absolute, add, and_i32, as_f32, device, div, f32x16, i32x16, int64, load_f16x16, load_f32x16, load_strided,
+    maximum, minimum, mul, or_i32, round_even, shift_left, shift_right, splat, splat_i32, store_f16x16, store_f32x16,
+    to_i32, void, where_less,
 )  # fmt: skip
 from .rows import first_unit
 
-_ZERO = np.float32(0)
+_ZERO, _ONE = np.float32(0), np.float32(1)
 _LINE = 64  # bytes of 16 lanes
 _block_memory = stack_bytes(32 * _LINE)
 
@@ -60,12 +61,16 @@ def _put_q4(lines, q4):
         _store_words(q4 + _LINE * v, or_i32(_vector(lines, 2 * v), shift_left(_vector(lines, 2 * v + 1), 4)))
 
 
-_PUT: dict[str, tuple[Any, int]] = {"Q3_0": (_put_q3, 192), "Q4_0": (_put_q4, 256)}  # and bytes of a group
+# How quants and scales are stored and loaded, and the bytes of each in a group.
+_PUT: dict[str, tuple[Any, int]] = {"Q3_0": (_put_q3, 192), "Q4_0": (_put_q4, 256)}
+_SCALE: dict[str, tuple[Any, Any, int]] = {
+    "Q3_0": (load_f8x16, store_f8x16, 16), "Q4_0": (load_f16x16, store_f16x16, 32),
+}  # fmt: skip
 
 
 def narrow_kernel(name: str, _target: Target) -> Kernel:
     """Return the narrowing to one type."""
-    grid, (put, group_bytes) = GRIDS[GgmlType[name]], _PUT[name]
+    grid, (put, group_bytes), (load_scale, store_scale, scale_bytes) = GRIDS[GgmlType[name]], _PUT[name], _SCALE[name]
     lowest, highest, offset = np.float32(-grid.offset), np.float32(grid.offset - 1), np.float32(grid.offset)
     starts = tuple(np.float32(-start) for start in grid.starts)
 
@@ -81,7 +86,7 @@ def narrow_kernel(name: str, _target: Target) -> Kernel:
             value = load_f32x16(lines + _LINE * column)
             peak = where_less(absolute(peak), absolute(value), value, peak)
             total = add(total, value)
-        scale, best, best_inverse = mul(total, splat(_ZERO)), splat(_ZERO), splat(_ZERO)
+        scale, best = mul(total, splat(_ZERO)), splat(_ZERO)
         for start in starts:
             inverse = where_less(splat(_ZERO), absolute(peak), div(splat(start), peak), splat(_ZERO))
             sum_qq = sum_qx = splat(_ZERO)
@@ -92,13 +97,14 @@ def narrow_kernel(name: str, _target: Target) -> Kernel:
             step = div(sum_qx, sum_qq)
             gain = mul(step, sum_qx)
             scale = where_less(best, gain, step, scale)
-            best_inverse = where_less(best, gain, inverse, best_inverse)
             best = where_less(best, gain, gain, best)
+        store_scale(d, scale)
+        stored = load_scale(d)
+        inverse = where_less(splat(_ZERO), absolute(stored), div(splat(_ONE), stored), splat(_ZERO))
         for column in range(32):
-            quant = nearest(load_f32x16(lines + _LINE * column), best_inverse)
+            quant = nearest(load_f32x16(lines + _LINE * column), inverse)
             store_f32x16(lines + _LINE * column, add(quant, splat(offset)))
         put(lines, q)
-        store_f16x16(d, scale)
 
     def narrow(record, batch, worker, n_worker):
         x, row_bytes, n_rowgroup = load_i64(record + 16), load_i64(record + 24), load_i64(record + 32)
@@ -110,6 +116,6 @@ def narrow_kernel(name: str, _target: Target) -> Kernel:
                 for column in range(32):
                     store_f32x16(lines + _LINE * column, load_strided(source + 4 * column, row_bytes))
                 place = n_block * g + block
-                narrow_block(lines, q + group_bytes * place, d + 32 * place)
+                narrow_block(lines, q + group_bytes * place, d + scale_bytes * place)
 
     return Kernel(f"narrow_{name.lower()}", void(*[int64] * 4), narrow)

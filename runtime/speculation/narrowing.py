@@ -12,6 +12,7 @@ import numpy as np
 
 from ...formats.errors import FormatError
 from ...formats.ggml_types import BLOCK, GgmlType, row_bytes
+from ...quant.floats import NO_NUMBER
 from ...quant.narrow import GRIDS, can_narrow
 from ...quant.pack_format import ROW_LANES
 from ..batch import Batch
@@ -64,5 +65,6 @@ def narrow_by_kernels(piece: Piece, kernels: KernelSet, team: Team) -> None:
     team.run(int(records.ctypes.data), len(records), int(batch.record.ctypes.data))
     if n_row < n_padded:  # padding is zeros, not the quants of zeros
         parts[0][-1].reshape(-1, ROW_LANES, 4)[:, n_row % ROW_LANES :] = 0
-    if not np.isfinite(parts[1].view(np.float16)).all():
+    scales = parts[1]
+    if not (np.isfinite(scales).all() if scales.dtype == np.float16 else (scales != NO_NUMBER).all()):
         raise FormatError(not_finite(packed.name))

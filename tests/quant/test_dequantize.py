@@ -9,6 +9,7 @@ import pytest
 from llmrun.formats.errors import FormatError
 from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.quant.dequantize import CHUNK_WEIGHTS, DEQUANTIZERS, dequantize
+from llmrun.quant.floats import NO_NUMBER, f8, to_f8
 from llmrun.quant.tables import e8m0_half, ue4m3_half
 
 DATA_TYPES = {GgmlType.I8, GgmlType.I16, GgmlType.I32, GgmlType.I64, GgmlType.F64}
@@ -48,10 +49,12 @@ def q1_0(block):
 
 
 def q3_0(block):
-    (d,) = struct.unpack_from("<e", block)
+    sign, exponent, mantissa = block[0] >> 7, block[0] >> 3 & 15, block[0] & 7
+    d = (-1) ** sign * (2.0 ** (exponent - 15) * (1 + mantissa / 8) if exponent else 2.0**-14 * mantissa / 8)
+    d = float("nan") if block[0] == 0x80 else d
     quants = {}
     for c in range(4):
-        bytes_of_c = [block[2 + 4 * j + c] for j in range(3)]
+        bytes_of_c = [block[1 + 4 * j + c] for j in range(3)]
         for j, byte in enumerate(bytes_of_c):
             quants[8 * j + c], quants[8 * j + 4 + c] = byte & 7, byte >> 3 & 7
         rest = sum((byte >> 6) << 2 * j for j, byte in enumerate(bytes_of_c))
@@ -86,6 +89,22 @@ def test_all_16_bit_floats(ggml_type, assert_same_bits):
     patterns = np.arange(1 << 16, dtype="<u2").view(np.uint8)
     want = gguf.quants.dequantize(patterns, gguf.GGMLQuantizationType(ggml_type))
     assert_same_bits(dequantize(ggml_type, patterns), want)
+
+
+def test_scales_of_eight_bits(assert_same_bits):
+    """Every code is kept; what lies between two goes to the nearer, to the even one in the middle."""
+    codes = np.array([c for c in range(256) if c != NO_NUMBER], np.uint8)
+    values = f8(codes)
+    assert np.array_equal(to_f8(values), codes)
+    positive = np.sort(values[values >= 0])
+    middles = (positive[:-1] + positive[1:]) / 2
+    even = to_f8(positive)[:-1] + (to_f8(positive)[:-1] & 1)
+    assert np.array_equal(to_f8(middles), even)
+    assert np.array_equal(to_f8(middles * np.float32(1.02)), to_f8(positive)[1:])
+    assert np.array_equal(to_f8(-middles * np.float32(0.98))[1:], to_f8(-positive[1:-1]))
+    assert f8(to_f8(np.array([2, -3e4, -0.0, 1e-7], np.float32))).tolist() == [1.875, -1.875, 0, 0]
+    assert to_f8(np.array([np.nan, np.inf, -np.inf], np.float32)).tolist() == [NO_NUMBER] * 3
+    assert np.isnan(f8(np.array([NO_NUMBER], np.uint8))).all()
 
 
 def test_all_8_bit_scales(assert_same_bits):

@@ -5,6 +5,7 @@ import pytest
 
 from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.quant.dequantize import dequantize
+from llmrun.quant.floats import f8, half_at
 from llmrun.quant.narrow import GRIDS, can_narrow, narrow
 from llmrun.quant.quantize import quantize
 
@@ -22,6 +23,11 @@ def weights(n_row, n_in=512):
 
 def loss(values, other):
     return float(np.sqrt(np.mean((values - other) ** 2) / np.mean(values**2)))
+
+
+def scales_of(blocks, target):
+    """Return the scales of blocks, [n, 1]."""
+    return f8(blocks[:, :1]) if target is T.Q3_0 else half_at(blocks, 0)
 
 
 def at_nearest(x, target):
@@ -56,12 +62,14 @@ def test_what_lies_on_the_grid_stays(target):
 
 @TARGETS
 def test_the_step_is_fitted_to_what_the_weights_are_rounded_to(target):
-    """No other step is better for the same quants, up to the half precision of the scale."""
+    """All are rounded to the nearest of the grid, and no other step is much better for what they become."""
     x = weights(20).reshape(-1, 32)
     blocks = narrow(T.F32, x.view(np.uint8).reshape(-1), target).reshape(len(x), -1)
-    d = np.ascontiguousarray(blocks[:, :2]).view(np.float16).astype(np.float32)
+    d, offset = scales_of(blocks, target), GRIDS[target].offset
     q = dequantize(target, blocks.reshape(-1)).reshape(x.shape) / d
-    assert np.allclose(d[:, 0], (x * q).sum(axis=1) / (q * q).sum(axis=1), rtol=2.0**-10)
+    assert np.array_equal(q, np.clip(np.rint(x * (np.float32(1) / d)), -offset, offset - 1))
+    fitted = (x * q).sum(axis=1, keepdims=True) / (q * q).sum(axis=1, keepdims=True)
+    assert loss(x, d * q) < 1.01 * loss(x, fitted * q)
 
 
 @TARGETS
@@ -85,5 +93,5 @@ def test_a_weight_that_is_no_number_stays_visible(target, bad):
     """Such a scale is refused when it is packed."""
     x = weights(1, 96)
     x[0, 40] = bad
-    scales = narrow(T.F32, x.view(np.uint8).reshape(-1), target).reshape(3, -1)[:, :2].copy().view(np.float16)[:, 0]
-    assert np.isfinite(scales).tolist() == [True, False, True]
+    scales = scales_of(narrow(T.F32, x.view(np.uint8).reshape(-1), target).reshape(3, -1), target)
+    assert np.isfinite(scales[:, 0]).tolist() == [True, False, True]

@@ -6,7 +6,7 @@ from llmrun.formats.ggml_types import BLOCK, GgmlType
 
 # Where the f16 scales (and minimums) of a block lie, in bytes.
 SCALE_BYTES = {
-    "Q3_0": (0,), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82),
+    "Q3_0": (), "Q4_0": (0,), "Q4_1": (0, 2), "Q5_0": (0,), "Q5_1": (0, 2), "Q8_0": (0,), "Q2_K": (80, 82),
     "Q3_K": (108,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,), "IQ4_NL": (0,), "IQ4_XS": (0,), "MXFP4": (),
 }  # fmt: skip
 EXTREME_SCALES = np.array([0, -0.0, 65504, -65504, 2**-24, -(2**-14)], np.float16)
@@ -35,6 +35,11 @@ def blocks(rng, name, n_row, n_col):
         result[keep, :, offset : offset + 2] = scales[keep].view(np.uint8).reshape(*scales[keep].shape, 2)
         high = result[..., offset + 1]
         high[(high & 0x7C) == 0x7C] &= 0xBF
+    if name == "Q3_0":  # one byte (``floats.f8``): 0.03 to 0.24, or the largest and smallest; never what is no number
+        codes = rng.integers(0x50, 0x68, result.shape[:2], dtype=np.uint8) | rng.choice([0, 0x80], result.shape[:2])
+        codes[kind == 4] = rng.choice([0, 1, 0x81, 0x7F, 0xFF], codes[kind == 4].shape)
+        codes[kind == 5] = rng.integers(0, 256, codes[kind == 5].shape)
+        result[..., 0] = np.where(codes == 0x80, 0x81, codes)
     if name == "MXFP4":  # exponents: ordinary, or (rows 4 and 5) any, subnormal results and NaN among them
         keep = (kind != 4) & (kind != 5)
         result[keep, :, 0] = rng.integers(118, 126, result.shape[:2], dtype=np.uint8)[keep]

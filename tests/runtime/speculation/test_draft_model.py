@@ -222,8 +222,9 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
             draft.executor.run(batch)
         want = draft.executor.output("logits", 1)[0].copy()
         sequence.close()
-        # Slots that are not seen stand in front: sums are made in another order, and inputs rounded to eight bits.
-        assert source._logits == pytest.approx(want, abs=0 if edge == n_left else 1e-3)
+        # Slots that are not seen stand in front: sums are made in another order, and inputs rounded to eight bits, one
+        # of which may become its neighbour. Pieces at wrong positions, or that see each other, differ by 0.4 and more.
+        assert source._logits == pytest.approx(want, abs=0 if edge == n_left else 0.05)
         n_hidden = 0 if edge == n_left else PAGE_SLOTS - n_left
         n_page = draft.pages.n_page - len(draft.pages._free)
         assert n_page == -(-(n_hidden + len(context) - edge) // PAGE_SLOTS)
