@@ -24,7 +24,6 @@ from .source import Guess
 
 _T = TypeVar("_T")
 
-LEAST_GAIN = 0.0  # tokens
 PROBE_TOKENS = 2
 # Steps in which a source is asked again after it has read, whatever came of the first: a single guess says too little
 # for what reading takes. Not where so many tokens a plain step are made anyway.
@@ -94,16 +93,12 @@ class DraftChooser:
             return None
         for drafter in self._drafters:
             if not drafter.source.is_free and limit > 0:
-                best = self._better(
-                    best, self._draw(drafter, context, limit, LEAST_GAIN if best is None else best.gain)
-                )
+                best = self._better(best, self._draw(drafter, context, limit, 0.0 if best is None else best.gain))
         return best
 
     @staticmethod
     def _better(one: Draft | None, other: Draft | None) -> Draft | None:
-        if other is None or other.gain <= (LEAST_GAIN if one is None else one.gain):
-            return one
-        return other
+        return one if other is None or other.gain <= (0.0 if one is None else one.gain) else other
 
     def _may_try(self, n: int, drafting: float = 0.0) -> bool:
         """Whether the answer can bear that a draft of n tokens is wrong, for which so many plain steps were spent."""
@@ -165,22 +160,9 @@ class DraftChooser:
 
     def _draw(self, drafter: Drafter, context: Sequence[int], limit: int, best: float) -> Draft | None:
         """Let a source that costs time guess, as long as each further guess is worth it."""
-        typical, rate, n_most = drafter.overall[0], self._account.rate, limit
-        wait = PROBE_AFTER
-        if self._expected(drafter, limit) <= best:
-            wait = drafter.wait
-            if best > LEAST_GAIN or not drafter.tries or rate >= TRY_RATE:
-                drafter.n_skipped += 1
-                drafter.is_warm = drafter.is_warm and drafter.n_skipped > drafter.wait
-                if drafter.n_skipped <= drafter.wait or best > LEAST_GAIN:
-                    return None
-                wait = min(2 * drafter.wait, PROBE_LATEST)
-            n_most = min(limit, PROBE_TOKENS)
-        if not self._may_try(1) or self._account.allowance < max(drafter.first, self._account.reserve):
+        n_most = self._n_asked(drafter, limit, best)
+        if not n_most:
             return None
-        drafter.wait = wait
-        if not drafter.is_timed:  # it may be dear
-            n_most = 1
         was_used, drafter.n_skipped = drafter.is_warm, 0
         drafter.is_warm, drafter.tries = True, max(0, drafter.tries - 1) if was_used else TRIES
         # What is spent on reading must be earned by guessing: half is left for that.
@@ -188,31 +170,63 @@ class DraftChooser:
         draft, guesses = Draft(drafter, [], [], 0), drafter.source.guess(context)
         reached, is_usual = 1.0, was_used
         while len(draft.guesses) < n_most:
-            # With what it must read it looks at a copy of what may come, which takes hardly longer.
-            copies = self._copies(draft, limit)[1] if drafter.source.n_agree else []
-            if copies:
-                look = partial(drafter.source.agree, [copy.token_id for copy in copies])
-                agreed = self._timed(drafter, look, 0, is_usual=is_usual and not draft.guesses)
-                if agreed is not None:
-                    reached *= self._append(draft, agreed)
-                    is_usual = False  # the next guess is read already
-                    if len(draft.guesses) >= n_most or (agreed and agreed[-1].token_id in self._ends):
-                        break
+            agreed = self._agreed(draft, limit, is_usual=is_usual and not draft.guesses)
+            if agreed is not None:
+                reached *= self._append(draft, agreed)
+                is_usual = False  # the next guess is read already
+                if len(draft.guesses) >= n_most or (agreed and agreed[-1].token_id in self._ends):
+                    break
             guess = self._timed(drafter, lambda: next(guesses, None), len(draft.guesses), is_usual=is_usual)
             if guess is None:
                 break
             reached *= self._append(draft, [guess])
             is_usual = True
-            further = self._costs.further(draft.n_own + 1, min(limit, draft.n_own + LOOK_AHEAD) + 1)
-            if guess.token_id in self._ends or reached * typical <= rate * (drafter.further + further):
-                break
-            if not self._may_try(draft.n_own + 1, drafter.first + draft.n_own * drafter.further):
-                break
-            if not drafter.source.n_agree and self._is_copied(draft, limit, typical - rate * drafter.further):
+            if guess.token_id in self._ends or not self._goes_on(draft, limit, reached):
                 break
         drafter.guesses, drafter.base = list(draft.guesses), len(context)
         self._add_copies(draft, limit)
         return self._measured(draft, limit)
+
+    def _n_asked(self, drafter: Drafter, limit: int, best: float) -> int:
+        """Return how many guesses a source is asked for at most: none where it would not pay, unless a try is due."""
+        n_most, wait = limit, PROBE_AFTER
+        if self._expected(drafter, limit) <= best:
+            wait = drafter.wait
+            if best > 0 or not drafter.tries or self._account.rate >= TRY_RATE:
+                drafter.n_skipped += 1
+                drafter.is_warm = drafter.is_warm and drafter.n_skipped > drafter.wait
+                if drafter.n_skipped <= drafter.wait or best > 0:
+                    return 0
+                wait = min(2 * drafter.wait, PROBE_LATEST)
+            n_most = min(limit, PROBE_TOKENS)
+        if not self._may_try(1) or self._account.allowance < max(drafter.first, self._account.reserve):
+            return 0
+        drafter.wait = wait
+        return n_most if drafter.is_timed else 1  # it may be dear
+
+    def _agreed(self, draft: Draft, limit: int, *, is_usual: bool) -> list[Guess] | None:
+        """Let a source look at a copy of what may come with what it must read, which takes hardly longer.
+
+        Returns:
+            What of it the source would guess; None if it did not look.
+        """
+        source = draft.drafter.source
+        copies = self._copies(draft, limit)[1] if source.n_agree else []
+        if not copies:
+            return None
+        look = partial(source.agree, [copy.token_id for copy in copies])
+        return self._timed(draft.drafter, look, 0, is_usual=is_usual)
+
+    def _goes_on(self, draft: Draft, limit: int, reached: float) -> bool:
+        """Return whether a further guess is worth its time, and not too much to lose."""
+        drafter, rate = draft.drafter, self._account.rate
+        typical = drafter.overall[0]
+        further = self._costs.further(draft.n_own + 1, min(limit, draft.n_own + LOOK_AHEAD) + 1)
+        if reached * typical <= rate * (drafter.further + further):
+            return False
+        if not self._may_try(draft.n_own + 1, drafter.first + draft.n_own * drafter.further):
+            return False
+        return drafter.source.n_agree > 0 or not self._is_copied(draft, limit, typical - rate * drafter.further)
 
     def _is_copied(self, draft: Draft, limit: int, least: float) -> bool:
         """Return whether a copy of the text may go on with a draft without another look."""
