@@ -1,5 +1,6 @@
 """A draft model, of the same vocabulary or another, follows the text and changes nothing of it."""
 
+import math
 import os
 from itertools import pairwise
 
@@ -18,7 +19,7 @@ from llmrun.runtime.skim import skim
 from llmrun.runtime.speculation import draft_model, draft_weights
 from llmrun.runtime.speculation.draft_model import DraftModel
 from llmrun.runtime.speculation.loop import verify
-from llmrun.runtime.speculation.model_source import FIRST_WINDOW, LEAST_PIECE, N_OUT, ModelSource
+from llmrun.runtime.speculation.model_source import FIRST_WINDOW, LEAST_PIECE, N_OUT, STEP_TOKENS, ModelSource
 from llmrun.runtime.speculation.settings import SpeculationSettings
 from llmrun.runtime.speculation.source import Answer
 from llmrun.runtime.speculation.vocabulary_map import VocabularyMap
@@ -233,6 +234,23 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
         source.close()
         assert len(draft.pages._free) == draft.pages.n_page
         draft.close()
+
+
+def test_before_a_reading_was_timed_a_step_says_what_is_affordable(target, tiny_path):
+    """Of a long prompt that is not more than the first window, whatever a step says, until the first is read."""
+    draft = DraftModel.open(tiny_path("llama", "Q4_0"), target)
+    source = draft.source(KvSequence(target.pages, 160))
+    n_read = []
+    for step_s, budget_s in ((math.inf, 0.0), (0.1, 0.2), (0.1, 1.0)):
+        text = token_ids(f"t{budget_s}", 80)
+        draft.step_s, draft.token_s, source.budget_s = step_s, 0.0, budget_s
+        source.begin(text, greedy_answer(target))
+        source._restart(len(text))
+        next(source.guess(text))
+        n_read.append(len(source._cached))
+    assert n_read == [FIRST_WINDOW, STEP_TOKENS * 2, FIRST_WINDOW]
+    source.close()
+    draft.close()
 
 
 @pytest.mark.parametrize("n_new", [LEAST_PIECE + FIRST_WINDOW - 1, LEAST_PIECE + FIRST_WINDOW, 150])
