@@ -19,6 +19,7 @@ from ..formats.errors import ConfigError, FormatError
 from ..formats.gguf import GgufFile
 from ..formats.record import Record, replace
 from .batch import Batch
+from .best_logit import MOST_ROWS, BestLogit
 from .executor.team import Team
 from .executor.threaded import ThreadedExecutor, kernels_of
 from .fuse import prepare
@@ -97,6 +98,7 @@ class Engine:
         self.draft: Draft | None = None
         self.hidden: HiddenStates | None = None  # what a draft looks at, None where none does
         self.lock = threading.Lock()  # one pass at a time
+        self._best: BestLogit | None = parts["best"]
         self._speeds: tuple[StepCosts, SpeedFile] | None = None
 
     @classmethod
@@ -148,7 +150,10 @@ class Engine:
             memory = MemoryPlan(
                 weight_bytes=weights.packed_bytes(streamed_weights(program)),
                 slot_bytes=KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head, kv_type),
-                arena_bytes=LOGITS_BYTES + n_ubatch * 4 * (8 * hp.n_embd + 4 * hp.n_ff) + draft_bytes(draft),
+                arena_bytes=LOGITS_BYTES
+                + MOST_ROWS * 4 * hp.n_vocab
+                + n_ubatch * 4 * (8 * hp.n_embd + 4 * hp.n_ff)
+                + draft_bytes(draft),
                 available_bytes=available_bytes(),
             )
             n_ctx_used = choose_context(memory, file.path, wanted=n_ctx, n_ctx_train=hp.n_ctx_train)
@@ -175,7 +180,7 @@ class Engine:
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
                 n_compiled=kernels.n_compiled, model_program=model.program, is_fused=is_fused, executor=executor,
-                pages=pages, team=team,
+                pages=pages, team=team, best=BestLogit.of(executor, target),
             )  # fmt: skip
             if draft is not None:
                 from .speculation.opening import open_draft  # here: it knows most of what this module knows
@@ -243,6 +248,26 @@ class Engine:
         self.executor.run(batch, is_long=batch.n_tok > LONG_PASS_TOKENS)
         if self.hidden is not None:
             self.hidden.keep(self.executor, batch)
+
+    def logits_of(self, batch: Batch, *, is_best_wanted: bool = False) -> NDArray[np.float32]:
+        """Run one pass all of whose rows are wanted; return their logits, f32 [n_row, n_vocab], until the next pass.
+
+        ``is_best_wanted``: of each row only the largest; the others are then only smaller than it.
+
+        Raises:
+            FormatError: another program has changed the mapped file.
+        """
+        best = self._best if is_best_wanted and self.hidden is None else None
+        if best is None or not best.is_ready or not best.suits(batch.n_out):
+            self.run_batch(batch)
+            return self.executor.output("logits", batch.n_out)
+        self.check_mapped()
+        return best.run(batch)
+
+    def learn_best(self, n_row: int) -> None:
+        """Prepare to look for the largest logits alone, if that is not done and pays for so many rows."""
+        if self._best is not None and not self._best.is_ready and self._best.suits(n_row):
+            self._best.learn()
 
     def check_mapped(self) -> None:
         """Check that the mapped file, which embeddings are read from, is as it was.

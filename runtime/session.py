@@ -156,6 +156,7 @@ class Session:
         """Yield tokens from the logits after the prompt on, until something ends the answer."""
         params, answer, stats = decoding.params, decoding.answer, self.stats
         controller = self._controller_for(params, history, answer)
+        self._verifier.is_best_wanted = answer.sampler.takes_largest and not params.n_logprobs
         resumed_at: float | None = None  # None: before the first token, and while the caller has one
         try:
             while stats.n_generated != params.max_tokens:

@@ -26,6 +26,7 @@ from ..kernels.layout import (
     N_TOK,
     NEAR_ZEN,
     RECORD_WORDS,
+    ROW_LANES,
     SEGMENT_PAGES,
     state_bytes,
 )  # fmt: skip
@@ -38,6 +39,7 @@ from .plan import RECORDS, plan, row_bytes
 from .team import Team, aligned_array
 
 ACTIVATIONS = {"silu": 1, "gelu": 2}
+MANY_GROUPS = 16  # more than one in so many row groups are many
 MIN_SHARERS = 4  # threads that there is room for at least
 
 
@@ -109,10 +111,11 @@ class ThreadedExecutor:
         # Without wanted outputs the tail of the program has nothing to do.
         self._n_op_body = program.n_op_body
 
-    def with_program(self, program: Program) -> ThreadedExecutor:
-        """Return an executor of another form of the same program: what it needs is there."""
+    def with_program(self, program: Program, n_row: int | None = None) -> ThreadedExecutor:
+        """Return an executor of another form of the same program, what it needs is there; perhaps for fewer rows."""
+        n_tok, n_out = (n if n_row is None else min(n, n_row) for n in (self.n_tok, self.n_out))
         return ThreadedExecutor(
-            program, self._weights, self._pages, self._kernels, self._team, n_tok=self.n_tok, n_out=self.n_out
+            program, self._weights, self._pages, self._kernels, self._team, n_tok=n_tok, n_out=n_out
         )
 
     @property
@@ -130,19 +133,37 @@ class ThreadedExecutor:
         """Barriers of a pass."""
         return sum(map(bool, self._plan.has_barrier))
 
-    def run(self, batch: Batch, *, is_long: bool = False) -> None:
-        """Run one pass; the outputs are then in ``output``."""
+    def run(self, batch: Batch, *, is_long: bool = False, n_left_out: int = 0) -> None:
+        """Run one pass, perhaps without the last operations; the outputs are then in ``output``."""
         if batch.n_tok > self.n_tok or batch.n_out > self.n_out:
             raise ValueError(f"batch of {batch.n_tok} rows, {batch.n_out} outputs; room for {self.n_tok}, {self.n_out}")
         if self._embed is not None:
             self._check_tokens(self._embed, batch)
         batch.record[BATCH_STOP // 8] = self._team.stop_address
-        n_op = self._n_op if batch.n_out else self._n_op_body
+        n_op = self._n_op - n_left_out if batch.n_out else self._n_op_body
         try:
             self._team.run(int(self._records.ctypes.data), n_op, int(batch.record.ctypes.data), is_long=is_long)
         except BaseException:
             self._counters[:] = 0  # a pass that is given up leaves parts of attention uncounted
             raise
+
+    def run_row_groups(self, batch: Batch, groups: NDArray[np.int64]) -> None:
+        """Run the last operation, a plain matmul, for some of its matrix's row groups alone, behind a pass.
+
+        Each is a single thread's work; where they are many, all are run.
+        """
+        packed = self._weights.packed(self.program.ops[-1].weights[0])
+        if len(groups) * MANY_GROUPS > packed.n_rowgroup:
+            self._team.run(int(self._records[-1:].ctypes.data), 1, int(batch.record.ctypes.data))
+            return
+        records = aligned_array(len(groups) * RECORD_WORDS).reshape(len(groups), RECORD_WORDS)
+        records[:] = self._records[-1]
+        records[:, 2] = 1  # words as ``kernels/matmul.py`` has them
+        for word, part in enumerate(packed.format.parts, 4):
+            records[:, word] += groups * packed.parts[part.name].strides[0]
+        records[:, 14] += groups * 4 * ROW_LANES
+        records[:-1, BARRIER_WORD], records[-1, BARRIER_WORD] = 0, 1  # a pass ends for all at once
+        self._team.run(int(records.ctypes.data), len(groups), int(batch.record.ctypes.data))
 
     def _check_tokens(self, embed: Op, batch: Batch) -> None:
         """Check the token ids, and put given vectors in place."""

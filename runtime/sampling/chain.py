@@ -69,6 +69,11 @@ class Sampler:
         self._biases = np.fromiter(bias.values(), dtype=np.float64, count=len(bias))
         self._steps = self._active_steps()
 
+    @property
+    def takes_largest(self) -> bool:
+        """Whether a pick is always the largest logit's token, whatever the others are."""
+        return self._is_greedy and not self._steps and not len(self._bias_ids)
+
     def pick(self, logits: npt.NDArray[np.float32], history: History, noise: NoiseKey) -> int:
         """Return the token that follows a history.
 

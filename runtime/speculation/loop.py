@@ -47,6 +47,7 @@ class Verifier:
 
     def __init__(self, engine: Engine, sequence: KvSequence, tokens: list[int]) -> None:
         self._engine, self._sequence, self._tokens = engine, sequence, tokens
+        self.is_best_wanted = False  # of each row only the largest logit
         self._draft: list[int] = []
         self._n_right = 0  # of the draft's tokens
         self._is_open = False  # whether the sequence may hold slots that are not final
@@ -70,11 +71,15 @@ class Verifier:
         draft = [] if planner is None else planner.plan(context, self._room(n_wanted))
         started = time.perf_counter()
         self._is_open = True
-        (self._logits,) = verify(self._engine, [(self._sequence, [token_id, *draft])], self._logits)
+        (self._logits,) = verify(
+            self._engine, [(self._sequence, [token_id, *draft])], self._logits, is_best_wanted=self.is_best_wanted
+        )
         self._tokens.append(token_id)
         self._draft, self._n_right = draft, 0
         if planner is not None:
             planner.passed(1 + len(draft), time.perf_counter() - started)
+        if self.is_best_wanted:
+            self._engine.learn_best(1 + len(draft))
         first: F32 = self._logits[0]
         return first
 
@@ -93,13 +98,20 @@ class Verifier:
         return room if n_wanted is None else min(room, n_wanted - 1)
 
 
-def verify(engine: Engine, chains: Sequence[tuple[KvSequence, Sequence[int]]], room: F32 | None = None) -> list[F32]:
+def verify(
+    engine: Engine,
+    chains: Sequence[tuple[KvSequence, Sequence[int]]],
+    room: F32 | None = None,
+    *,
+    is_best_wanted: bool = False,
+) -> list[F32]:
     """Append a chain of tokens to each of several sequences in one pass.
 
     Args:
         engine: the target.
         chains: sequences, each with the tokens that follow its past.
         room: logits ``[at least n_row, n_vocab]`` to be overwritten where there are enough rows.
+        is_best_wanted: of each row only the largest logit; the others are then only smaller than it.
 
     Returns:
         For each chain the logits after every one of its tokens, [n_token, n_vocab].
@@ -115,8 +127,7 @@ def verify(engine: Engine, chains: Sequence[tuple[KvSequence, Sequence[int]]], r
             batch = Batch.of_chains(
                 [(sequence.page_table, past, ids) for (sequence, ids), past in zip(chains, pasts, strict=True)]
             )
-            engine.run_batch(batch)
-            room[:n_row] = engine.executor.output("logits", n_row)
+            room[:n_row] = engine.logits_of(batch, is_best_wanted=is_best_wanted)
         except BaseException:
             for (sequence, _), past in zip(chains, pasts, strict=True):
                 sequence.rollback(min(past, sequence.n_past))

@@ -1,0 +1,163 @@
+"""The largest logit of each row, with the bits that it has among all, for about half of the output matrix's work.
+
+The output matrix reads two records of activations a token, the second for what the first leaves over, and a logit is
+``fl(first + second)``: the sums over the columns of ``weight * first record`` and of ``weight * second record``. By
+Cauchy and Schwarz the second is at most the length of the weights' row times that of the second record, which is a
+hundredth of the first's. So a pass with first records alone says which logits may be the largest, a few of 150,000; the
+rows of the matrix that they come from are then multiplied in full.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..formats.ggml_types import GgmlType
+from ..formats.record import replace
+from ..quant.pack_format import PackedTensor
+from .batch import Batch
+from .executor.threaded import ThreadedExecutor
+from .kernels.layout import ROW_LANES, TOKEN_GROUP
+from .program import Buffer, Op, Program
+from .simd.isa import Target
+
+F32 = NDArray[np.float32]
+
+MOST_ROWS = 16  # of a pass; more are those of a prompt
+SLICE_GROUPS = 256  # row groups of the matrix, whose scales are looked at together
+RECORD_BYTES = 64  # of 32 activations (``simd/tile.py``): 32 quants, then their scale
+# What rounding may add: to sums of products and to lengths less than a thousandth, to a logit a part in 2**24 of it.
+SUM_SLACK, LOGIT_SLACK = 1.001, 1e-6
+LEAST_WEIGHTS = 10**8  # of an output matrix; looking through the logits takes longer than a smaller one's products
+
+
+def with_first_records(program: Program) -> Program | None:
+    """Return a program that ends with the output matrix twice: of first records alone, then as it was.
+
+    None where the logits are not what a matrix that reads two records gives.
+    """
+    if len(program.ops) < 2:
+        return None
+    *body, quantize, matmul = program.ops
+    is_wanted = matmul.kind == "matmul" and matmul.writes == (program.outputs.get("logits"),) and not matmul.attributes
+    if not is_wanted or matmul.reads[0].kind != "q8x2" or quantize.writes != matmul.reads:
+        return None
+    both = matmul.reads[0]
+    first = Buffer(f"{both.name}.first", both.n_col, both.rows, "q8")
+    ops: list[Op] = [
+        *body, replace(quantize, writes=(first,)), quantize, replace(matmul, reads=(first,)), matmul,
+    ]  # fmt: skip
+    return replace(program, ops=ops)
+
+
+def longest_rows(packed: PackedTensor, start: int, stop: int) -> F32:
+    """Return what the rows of some row groups are no longer than, f32 [n]: every quant as large as it can be."""
+    d = packed.parts["d"][start:stop].astype(np.float64)  # [groups, blocks, 16]
+    if packed.format.ggml_type is GgmlType.Q8_0:
+        squares = 32 * 128.0**2 * d**2
+    else:  # Q6_K: sixteen scales of 16 columns each, quants -32 to 31
+        scales = packed.parts["s8"][start:stop].astype(np.int32)
+        squares = 16 * 32.0**2 * d**2 * np.einsum("gbsr,gbsr->gbr", scales, scales)
+    return np.asarray(np.sqrt(squares.sum(axis=1)) * SUM_SLACK, np.float32).reshape(-1)
+
+
+def least_rows(target: Target, packed: PackedTensor) -> int:
+    """Return from how many rows on one record is quicker than two: where multiplying takes longer than reading.
+
+    AVX2 multiplies two columns of Q6_K more slowly than memory delivers it, and four of Q8_0; other instruction sets
+    are several times as quick (bench/LOG.md).
+    """
+    if target.dot not in ("avx2", "ssse3"):
+        return 5
+    return 3 if packed.format.ggml_type is GgmlType.Q8_0 else 1
+
+
+class BestLogit:
+    """Runs passes of which only the largest logit of each row is wanted.
+
+    Args:
+        executor: of a program that ``with_first_records`` made.
+        packed: its output matrix.
+        from_rows: rows of a pass from which on that is quicker here.
+    """
+
+    def __init__(self, executor: ThreadedExecutor, packed: PackedTensor, from_rows: int) -> None:
+        self._executor, self._packed, self._from_rows = executor, packed, from_rows
+        self._lengths: F32 | None = None  # of the matrix's rows, at most
+        self._longest = 0.0
+
+    @classmethod
+    def of(cls, executor: ThreadedExecutor, target: Target) -> BestLogit | None:
+        """Return what finds the largest logits of an executor's program; None where nothing can."""
+        program = with_first_records(executor.program)
+        weight = None if program is None else program.ops[-1].weights[0]
+        if program is None or weight is None or weight.packed not in ("Q6_K", "Q8_0"):
+            return None
+        if weight.n_out * weight.n_in < LEAST_WEIGHTS:
+            return None
+        packed = executor.weights.packed(weight)
+        return cls(executor.with_program(program, MOST_ROWS), packed, least_rows(target, packed))
+
+    def suits(self, n_row: int) -> bool:
+        """Whether a pass of so many rows is quicker here."""
+        return self._from_rows <= n_row <= self._executor.n_out
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the lengths of the rows are known."""
+        return self._lengths is not None
+
+    def learn(self) -> None:
+        """Work out the lengths of the rows: some 30 ms, which nobody needs who does not decode greedily."""
+        starts = range(0, self._packed.n_rowgroup, SLICE_GROUPS)
+        slices = [longest_rows(self._packed, start, start + SLICE_GROUPS) for start in starts]
+        self._lengths = np.concatenate(slices)
+        self._longest = float(self._lengths.max())
+
+    def run(self, batch: Batch) -> F32:
+        """Run a pass all of whose rows are wanted.
+
+        Returns:
+            Rows f32 [n_row, n_vocab] whose largest logit is exact, the others only smaller than it (of equal ones the
+            first is exact, and none before it as large). A view that the next pass overwrites.
+        """
+        if self._lengths is None:
+            self.learn()
+        self._executor.run(batch, n_left_out=1)
+        rows = self._executor.output("logits", batch.n_out)
+        rests = self._rest_lengths(batch.n_out)
+        found = [self._may_be_largest(row, rest) for row, rest in zip(rows, rests, strict=True)]
+        groups = np.unique(np.concatenate(found) // ROW_LANES)
+        if len(groups):
+            self._executor.run_row_groups(batch, groups)
+        return rows
+
+    def _may_be_largest(self, row: F32, rest: float) -> NDArray[np.int64]:
+        """Return which logits may be the largest, from the first sums [n_vocab] and the second record's length.
+
+        None where a first sum is no number: nor is the row.
+        """
+        top = float(row.max())
+        if not np.isfinite(top):
+            return np.zeros(0, np.int64)
+        slack = LOGIT_SLACK * (abs(top) + self._longest * rest)
+        index = np.flatnonzero(row >= np.float32(top - 2 * (self._longest * rest + slack)))
+        assert self._lengths is not None
+        near, room = row[index].astype(np.float64), self._lengths[index].astype(np.float64) * rest + slack
+        found: NDArray[np.int64] = index[near + room >= (near - room).max()]
+        return found
+
+    def _rest_lengths(self, n_row: int) -> list[float]:
+        """Return the length of each row's second record, rounded up."""
+        both = self._executor.program.ops[-1].reads[0]
+        raw, n_block, lengths = self._executor.view(both, n_row).reshape(-1), both.n_col // 32, list[float]()
+        for start in range(0, 2 * n_row, TOKEN_GROUP):  # groups of columns, two for each row
+            width = min(TOKEN_GROUP, 2 * n_row - start)
+            first = RECORD_BYTES * start * n_block
+            group = raw[first : first + RECORD_BYTES * n_block * width].reshape(n_block, width, RECORD_BYTES)
+            second = group[:, 1::2]  # [n_block, rows, bytes]
+            scales = np.ascontiguousarray(second[..., 32:36]).view(np.float32)[..., 0].astype(np.float64)
+            quants = second[..., :32].view(np.int8).astype(np.float64)
+            squares = (scales**2 * (quants**2).sum(axis=-1)).sum(axis=0)
+            lengths += (np.sqrt(squares) * SUM_SLACK).tolist()
+        return lengths
