@@ -388,7 +388,8 @@ def free_memory(monkeypatch):
 def fixed_bytes(engine):
     """Return what an engine needs without any context."""
     hp = engine.info
-    return hp.packed_bytes + engine_module.LOGITS_BYTES + 512 * 4 * (8 * hp.n_embd + 4 * 96)
+    logits_bytes = engine_module.LOGITS_BYTES + engine_module.MOST_ROWS * 4 * hp.n_vocab
+    return hp.packed_bytes + logits_bytes + 512 * 4 * (8 * hp.n_embd + 4 * 96)
 
 
 def test_a_context_that_does_not_fit_is_refused_before_anything_is_allocated(
