@@ -16,6 +16,7 @@ from ..formats.ggml_types import GgmlType
 from ..formats.record import replace
 from ..quant.pack_format import PackedTensor
 from .batch import Batch
+from .executor.plan import X_RECORD_BYTES
 from .executor.threaded import ThreadedExecutor
 from .kernels.layout import ROW_LANES, TOKEN_GROUP
 from .program import Buffer, Op, Program
@@ -25,7 +26,6 @@ F32 = NDArray[np.float32]
 
 MOST_ROWS = 16  # of a pass; more are those of a prompt
 SLICE_GROUPS = 256  # row groups of the matrix, whose scales are looked at together
-RECORD_BYTES = 64  # of 32 activations (``simd/tile.py``): 32 quants, then their scale
 # What rounding may add: to sums of products and to lengths less than a thousandth, to a logit a part in 2**24 of it.
 SUM_SLACK, LOGIT_SLACK = 1.001, 1e-6
 LEAST_WEIGHTS = 10**8  # of an output matrix; looking through the logits takes longer than a smaller one's products
@@ -61,57 +61,39 @@ def longest_rows(packed: PackedTensor, start: int, stop: int) -> F32:
     return np.asarray(np.sqrt(squares.sum(axis=1)) * SUM_SLACK, np.float32).reshape(-1)
 
 
-def least_rows(target: Target, packed: PackedTensor) -> int:
-    """Return from how many rows on one record is quicker than two: where multiplying takes longer than reading.
+def least_rows(program: Program, target: Target) -> int | None:
+    """Return from how many rows on that is quicker; None where it never is, or cannot be done.
 
-    AVX2 multiplies two columns of Q6_K more slowly than memory delivers it, and four of Q8_0; other instruction sets
-    are several times as quick (bench/LOG.md).
+    It is where multiplying takes longer than reading. AVX2 multiplies four columns of Q6_K, and six of Q8_0, more
+    slowly than memory delivers them; other instruction sets are several times as quick (bench/LOG.md).
     """
+    changed = with_first_records(program)
+    if changed is None:
+        return None
+    weight = changed.ops[-1].weights[0]
+    if weight.packed not in ("Q6_K", "Q8_0") or weight.n_out * weight.n_in < LEAST_WEIGHTS:
+        return None
     if target.dot not in ("avx2", "ssse3"):
         return 5
-    return 3 if packed.format.ggml_type is GgmlType.Q8_0 else 1
+    return 3 if weight.packed == "Q8_0" else 2
 
 
 class BestLogit:
-    """Runs passes of which only the largest logit of each row is wanted.
+    """Runs passes of at most ``MOST_ROWS`` rows, of each of which only the largest logit is wanted.
 
     Args:
-        executor: of a program that ``with_first_records`` made.
-        packed: its output matrix.
-        from_rows: rows of a pass from which on that is quicker here.
+        whole: the executor of a program for which ``least_rows`` is a number. To prepare takes some 80 ms.
     """
 
-    def __init__(self, executor: ThreadedExecutor, packed: PackedTensor, from_rows: int) -> None:
-        self._executor, self._packed, self._from_rows = executor, packed, from_rows
-        self._lengths: F32 | None = None  # of the matrix's rows, at most
-        self._longest = 0.0
-
-    @classmethod
-    def of(cls, executor: ThreadedExecutor, target: Target) -> BestLogit | None:
-        """Return what finds the largest logits of an executor's program; None where nothing can."""
-        program = with_first_records(executor.program)
-        weight = None if program is None else program.ops[-1].weights[0]
-        if program is None or weight is None or weight.packed not in ("Q6_K", "Q8_0"):
-            return None
-        if weight.n_out * weight.n_in < LEAST_WEIGHTS:
-            return None
-        packed = executor.weights.packed(weight)
-        return cls(executor.with_program(program, MOST_ROWS), packed, least_rows(target, packed))
-
-    def suits(self, n_row: int) -> bool:
-        """Whether a pass of so many rows is quicker here."""
-        return self._from_rows <= n_row <= self._executor.n_out
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the lengths of the rows are known."""
-        return self._lengths is not None
-
-    def learn(self) -> None:
-        """Work out the lengths of the rows: some 30 ms, which nobody needs who does not decode greedily."""
-        starts = range(0, self._packed.n_rowgroup, SLICE_GROUPS)
-        slices = [longest_rows(self._packed, start, start + SLICE_GROUPS) for start in starts]
-        self._lengths = np.concatenate(slices)
+    def __init__(self, whole: ThreadedExecutor) -> None:
+        program = with_first_records(whole.program)
+        if program is None:
+            raise ValueError("the program's logits are not what a matrix that reads two records gives")
+        self._executor = whole.with_program(program, MOST_ROWS)
+        packed = whole.weights.packed(program.ops[-1].weights[0])
+        starts = range(0, packed.n_rowgroup, SLICE_GROUPS)
+        # Of the matrix's rows, at most.
+        self._lengths = np.concatenate([longest_rows(packed, start, start + SLICE_GROUPS) for start in starts])
         self._longest = float(self._lengths.max())
 
     def run(self, batch: Batch) -> F32:
@@ -121,8 +103,6 @@ class BestLogit:
             Rows f32 [n_row, n_vocab] whose largest logit is exact, the others only smaller than it (of equal ones the
             first is exact, and none before it as large). A view that the next pass overwrites.
         """
-        if self._lengths is None:
-            self.learn()
         self._executor.run(batch, n_left_out=1)
         rows = self._executor.output("logits", batch.n_out)
         rests = self._rest_lengths(batch.n_out)
@@ -142,7 +122,6 @@ class BestLogit:
             return np.zeros(0, np.int64)
         slack = LOGIT_SLACK * (abs(top) + self._longest * rest)
         index = np.flatnonzero(row >= np.float32(top - 2 * (self._longest * rest + slack)))
-        assert self._lengths is not None
         near, room = row[index].astype(np.float64), self._lengths[index].astype(np.float64) * rest + slack
         found: NDArray[np.int64] = index[near + room >= (near - room).max()]
         return found
@@ -153,8 +132,9 @@ class BestLogit:
         raw, n_block, lengths = self._executor.view(both, n_row).reshape(-1), both.n_col // 32, list[float]()
         for start in range(0, 2 * n_row, TOKEN_GROUP):  # groups of columns, two for each row
             width = min(TOKEN_GROUP, 2 * n_row - start)
-            first = RECORD_BYTES * start * n_block
-            group = raw[first : first + RECORD_BYTES * n_block * width].reshape(n_block, width, RECORD_BYTES)
+            first = X_RECORD_BYTES * start * n_block
+            # Records as ``simd/tile.py`` has them: 32 quants, then their scale.
+            group = raw[first : first + X_RECORD_BYTES * n_block * width].reshape(n_block, width, X_RECORD_BYTES)
             second = group[:, 1::2]  # [n_block, rows, bytes]
             scales = np.ascontiguousarray(second[..., 32:36]).view(np.float32)[..., 0].astype(np.float64)
             quants = second[..., :32].view(np.int8).astype(np.float64)

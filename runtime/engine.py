@@ -19,7 +19,7 @@ from ..formats.errors import ConfigError, FormatError
 from ..formats.gguf import GgufFile
 from ..formats.record import Record, replace
 from .batch import Batch
-from .best_logit import MOST_ROWS, BestLogit
+from .best_logit import MOST_ROWS, BestLogit, least_rows
 from .executor.team import Team
 from .executor.threaded import ThreadedExecutor, kernels_of
 from .fuse import prepare
@@ -98,7 +98,8 @@ class Engine:
         self.draft: Draft | None = None
         self.hidden: HiddenStates | None = None  # what a draft looks at, None where none does
         self.lock = threading.Lock()  # one pass at a time
-        self._best: BestLogit | None = parts["best"]
+        self._best: BestLogit | None = None  # made when it is needed first
+        self._best_from: int | None = parts["best_from"]  # rows of a pass from which on it is quicker
         self._speeds: tuple[StepCosts, SpeedFile] | None = None
 
     @classmethod
@@ -180,7 +181,7 @@ class Engine:
                 file, info=_info(file, model, weights, program), tokenizer=tokenizer, template=template,
                 n_ctx=n_ctx_used, n_ctx_wanted=wanted, n_threads=threads, isa=target.name, notices=notices,
                 n_compiled=kernels.n_compiled, model_program=model.program, is_fused=is_fused, executor=executor,
-                pages=pages, team=team, best=BestLogit.of(executor, target),
+                pages=pages, team=team, best_from=least_rows(program, target),
             )  # fmt: skip
             if draft is not None:
                 from .speculation.opening import open_draft  # here: it knows most of what this module knows
@@ -257,17 +258,19 @@ class Engine:
         Raises:
             FormatError: another program has changed the mapped file.
         """
-        best = self._best if is_best_wanted and self.hidden is None else None
-        if best is None or not best.is_ready or not best.suits(batch.n_out):
-            self.run_batch(batch)
-            return self.executor.output("logits", batch.n_out)
-        self.check_mapped()
-        return best.run(batch)
+        if self._best is not None and is_best_wanted and self._suits_best(batch.n_out):
+            self.check_mapped()
+            return self._best.run(batch)
+        self.run_batch(batch)
+        return self.executor.output("logits", batch.n_out)
 
-    def learn_best(self, n_row: int) -> None:
+    def prepare_best(self, n_row: int) -> None:
         """Prepare to look for the largest logits alone, if that is not done and pays for so many rows."""
-        if self._best is not None and not self._best.is_ready and self._best.suits(n_row):
-            self._best.learn()
+        if self._best is None and self._suits_best(n_row):
+            self._best = BestLogit(self.executor)
+
+    def _suits_best(self, n_row: int) -> bool:
+        return self.hidden is None and self._best_from is not None and self._best_from <= n_row <= MOST_ROWS
 
     def check_mapped(self) -> None:
         """Check that the mapped file, which embeddings are read from, is as it was.

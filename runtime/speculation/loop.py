@@ -79,7 +79,7 @@ class Verifier:
         if planner is not None:
             planner.passed(1 + len(draft), time.perf_counter() - started)
         if self.is_best_wanted:
-            self._engine.learn_best(1 + len(draft))
+            self._engine.prepare_best(1 + len(draft))
         first: F32 = self._logits[0]
         return first
 

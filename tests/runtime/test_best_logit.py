@@ -6,8 +6,9 @@ import pytest
 from llmrun.formats.record import replace
 from llmrun.quant.unpack import unpack
 from llmrun.runtime import best_logit
+from llmrun.runtime import engine as engine_module
 from llmrun.runtime.batch import Batch
-from llmrun.runtime.best_logit import BestLogit, longest_rows, with_first_records
+from llmrun.runtime.best_logit import BestLogit, least_rows, longest_rows, with_first_records
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.executor import threaded
 from llmrun.runtime.sampling.chain import Sampler
@@ -28,7 +29,7 @@ HEADS = (("llama", "Q8_0"), ("qwen2", "Q8_0"), ("llama_256", "Q6_K"), ("gemma3",
 def everywhere(monkeypatch):
     """Use it for tiny matrices and single rows, too."""
     monkeypatch.setattr(best_logit, "LEAST_WEIGHTS", 0)
-    monkeypatch.setattr(best_logit, "least_rows", lambda *_: 1)
+    monkeypatch.setattr(engine_module, "least_rows", lambda *_: 1)
     monkeypatch.setattr(threaded, "MANY_GROUPS", 0)
 
 
@@ -57,7 +58,7 @@ def assert_same_best(whole, found):
 @pytest.mark.parametrize("n_thread", [1, 3])
 def test_the_largest_logit_of_each_row(make_runner, everywhere, head, is_fused, n_thread):
     runner = make_runner(head, n_thread=n_thread, is_fused=is_fused)
-    best = BestLogit.of(runner.executor, choose_target())
+    best = BestLogit(runner.executor)
     n_other = 0
     for n_row in (1, 2, 5, 8, 9, 16):
         whole, found = logits_of(runner, best, token_ids(f"best{n_row}", n_row))
@@ -70,21 +71,41 @@ def test_the_largest_logit_of_each_row(make_runner, everywhere, head, is_fused, 
 def test_of_equal_logits_the_first(make_runner, everywhere, head):
     """All row groups hold the same sixteen rows: each of the largest comes nineteen times."""
     runner = make_runner(head)
-    best = BestLogit.of(runner.executor, choose_target())
     packed = runner.executor.weights.packed(runner.program.ops[-1].weights[0])
     for part in packed.parts.values():
         part[:] = part[:1].copy()
-    best.learn()
+    best = BestLogit(runner.executor)
     whole, found = logits_of(runner, best, token_ids("equal", 6))
     assert (whole.argmax(axis=1) < 16).all()
     assert_same_best(whole, found)
+
+
+def test_where_first_records_say_another(make_runner, everywhere):
+    """All rows of the matrix are the same but for one step in some columns: second records decide between the best."""
+    runner = make_runner(("llama", "Q8_0"))
+    packed = runner.executor.weights.packed(runner.program.ops[-1].weights[0])
+    for part in packed.parts.values():
+        part[:] = part[:1, ..., :1].copy() if part.dtype != np.int8 else np.tile(part[:1, ..., :4], 16)
+    quants, rng = packed.parts["q8"], np.random.default_rng(2)
+    quants += (rng.random(quants.shape) < 0.3).astype(np.int8)
+    np.clip(quants, -127, 127, out=quants)
+    best, n_other = BestLogit(runner.executor), 0
+    for i in range(30):
+        ids = token_ids(f"near{i}", 16)
+        whole, found = logits_of(runner, best, ids)
+        assert_same_best(whole, found)
+        best._executor.run_row_groups = lambda *_: None
+        _, first = logits_of(runner, best, ids)
+        del best._executor.run_row_groups
+        n_other += np.count_nonzero(first.argmax(axis=1) != whole.argmax(axis=1))
+    assert n_other > 0
 
 
 @pytest.mark.parametrize("many", [0, 10**6])
 def test_few_rows_of_the_matrix_are_worked_out_by_themselves(make_runner, everywhere, monkeypatch, many):
     """Or all of them, where they are many."""
     runner = make_runner(("llama", "Q8_0"))
-    best, groups = BestLogit.of(runner.executor, choose_target()), []
+    best, groups = BestLogit(runner.executor), []
     run = best._executor.run_row_groups
     monkeypatch.setattr(threaded, "MANY_GROUPS", many)
     monkeypatch.setattr(
@@ -99,7 +120,7 @@ def test_few_rows_of_the_matrix_are_worked_out_by_themselves(make_runner, everyw
 
 def test_a_row_that_is_no_number_stays_one(make_runner, everywhere):
     runner = make_runner(("llama", "Q8_0"))
-    best = BestLogit.of(runner.executor, choose_target())
+    best = BestLogit(runner.executor)
     packed = runner.executor.weights.packed(runner.program.ops[-1].weights[0])
     packed.parts["d"][3, 0, 5] = np.nan
     _, found = logits_of(runner, best, token_ids("nan", 2))
@@ -111,7 +132,7 @@ def test_not_where_logits_are_made_otherwise(make_runner, everywhere, head):
     """They are changed afterwards, or activations are not rounded."""
     runner = make_runner(head)
     assert with_first_records(runner.program) is None
-    assert BestLogit.of(runner.executor, choose_target()) is None
+    assert least_rows(runner.program, choose_target()) is None
 
 
 @pytest.mark.parametrize("head", [HEADS[0], HEADS[2]], ids="-".join)
@@ -151,7 +172,7 @@ def test_the_same_answers(tiny_path, everywhere, monkeypatch, settings, n_logpro
     for is_used in (False, True):
         with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=200, n_threads=2) as engine:
             if not is_used:
-                engine._best = None
+                engine._best_from = None
             session = engine.session()
             tokens = list(session.generate(token_ids("p", 20) * 2, params))
             answers.add(tuple((token.token_id, token.logprobs) for token in tokens))
