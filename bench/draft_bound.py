@@ -18,7 +18,6 @@ with a copy (which then costs no step of its own); but not which guesses are rig
 import argparse
 import operator
 import time
-from bisect import bisect_right
 from collections import defaultdict
 from itertools import accumulate
 from pathlib import Path
@@ -29,16 +28,18 @@ import numpy as np
 from llmrun.runtime.engine import Engine
 from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.measure.drafts import GREEDY, PLAIN, SEED
+from llmrun.runtime.sampling.chain import Sampler
 from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.speculation.loop import verify
 from llmrun.runtime.speculation.model_source import N_OUT
 from llmrun.runtime.speculation.ngram import NgramSource
 from llmrun.runtime.speculation.opening import open_draft
-from llmrun.runtime.speculation.picking import GAPS
+from llmrun.runtime.speculation.source import Answer
 from llmrun.runtime.texts import draft_prompts
 
 WIDTHS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24)
-ROUNDS = 5
+ROUNDS = 9
+N_TEXT = 424  # tokens behind and with which passes are timed
 LONGEST = WIDTHS[-1] - 1
 UNKNOWN = 0.5  # chance of copies as sure as none was that the answer reached
 
@@ -57,21 +58,21 @@ def answer_of(engine, text, n):
     return ids, answer
 
 
-def drafted_right(draft, ids, answer):
+def drafted_right(engine, draft, ids, answer):
     """Return for each token of the answer whether the draft model says it after the right ones, and how sure it is."""
-    sequence = KvSequence(draft.pages, draft.n_ctx)
-    for start in range(0, len(ids) - 1, 64):
-        draft.run(sequence, ids[start : min(start + 64, len(ids) - 1)], n_output=0)
-    text, right, sure = [ids[-1], *answer], [], []
-    for start in range(0, len(answer), N_OUT):
-        part = text[start : start + N_OUT]
-        draft.run(sequence, part, n_output=len(part))
-        rows = draft.executor.output("logits", len(part))
-        for row, token in zip(rows, answer[start : start + N_OUT], strict=False):
-            second, first = np.sort(np.partition(draft.vocabulary.row(row), -2)[-2:])
-            right.append(int(draft.vocabulary.row(row).argmax()) == token)
-            sure.append(bisect_right(GAPS, first - second))
-    sequence.close()
+    shown = np.concatenate([rows.copy() for rows in engine.logits([*ids, *answer[:-1]], len(ids) - 1)])
+    rule = Sampler(GREEDY, engine.info.n_vocab, engine.tokenizer.piece)
+    source, text, right, sure = draft.source(None), list(ids), [], []
+    source.begin(ids, Answer(sampler=rule, seed=SEED, sample=0, ends=frozenset()))
+    for token, logits in zip(answer, shown, strict=True):
+        source.budget_s = np.inf  # all of the prompt is read
+        guess = next(source.guess(text))
+        right.append(guess.token_id == token)
+        sure.append(guess.sureness)
+        if not right[-1]:
+            source.shown(logits)
+        text.append(token)
+    source.close()
     return right, sure
 
 
@@ -92,17 +93,20 @@ def until_wrong(copied):
     return copied[: sum(is_right for _, is_right in copied) + 1]
 
 
-def prices(engine, draft, n_past):
-    """Return prices in plain steps of passes by number of rows and of the draft's step; seconds of a plain step, and
-    of a token of a text that the draft reads."""
+def prices(engine, draft, text):
+    """Return prices in plain steps of greedy passes by number of rows, behind a text, and of the draft's step; seconds
+    of a plain step, and of a token of a text that the draft reads."""
     sequence = KvSequence(engine.pages, engine.n_ctx)
-    for _ in range(n_past // 8):
-        verify(engine, [(sequence, [0] * 8)])
-    past, taken, steps = sequence.n_past, {n: [] for n in WIDTHS}, []
+    past, taken, steps = len(text) - WIDTHS[-1], {n: [] for n in WIDTHS}, []
+    room = np.zeros((WIDTHS[-1], engine.info.n_vocab), np.float32)  # touched
+    for start in range(0, past, 8):
+        verify(engine, [(sequence, text[start : min(start + 8, past)])], room)
+    for n in WIDTHS:
+        engine.prepare_best(n)  # where that is quicker, as answers do
     for _ in range(ROUNDS):
         for n in WIDTHS:
             started = time.perf_counter()
-            verify(engine, [(sequence, [0] * n)])
+            verify(engine, [(sequence, text[past : past + n])], room, is_best_wanted=True)
             taken[n].append(time.perf_counter() - started)
             sequence.rollback(past)
         started = time.perf_counter()
@@ -194,9 +198,10 @@ def main():
     parser.add_argument("--token", type=float, help="price of a token that the draft reads, in plain steps")
     options = parser.parse_args()
     wanted = options.prompts.split(",") if options.prompts else None
+    sample = "\n".join(prompt.text for prompt in draft_prompts())
     with Engine.open(options.target, n_ctx=2560) as engine:
         draft = open_draft(options.draft, engine)
-        passes, step, plain, token_s = prices(engine, draft, 400)
+        passes, step, plain, token_s = prices(engine, draft, engine.tokenizer.encode(sample)[:N_TEXT])
         token = token_s / plain
         if options.passes:
             known = sorted((int(n), float(price)) for n, price in (p.split(":") for p in options.passes.split(",")))
@@ -211,7 +216,7 @@ def main():
             if prompt.kind == "random" or (wanted and name not in wanted):
                 continue
             ids, answer = answer_of(engine, prompt.text, options.n)
-            (right, sure), copies = drafted_right(draft, ids, answer), copies_of(ids, answer)
+            (right, sure), copies = drafted_right(engine, draft, ids, answer), copies_of(ids, answer)
             n_copied = [sum(is_right for _, is_right in copied) for copied in copies]
             most = {
                 sources: (len(answer) - 1) / cheapest(len(answer), *told, passes, step)

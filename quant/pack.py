@@ -7,7 +7,7 @@ meaning in ``unpack.py``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import numpy as np
@@ -73,6 +73,18 @@ def pack_rows(packed: PackedTensor, data: NDArray[np.uint8], group_start: int, g
             p0, p1 = (u * n_weight // spec.n_unit for u in (u0, u1))
             parts[spec.name] = packed.parts[spec.name][g0:g1, p0:p1]
         FILL[target](blocks, parts)
+
+
+def copy_rows(source: PackedTensor, target: PackedTensor, rows: Sequence[int]) -> None:
+    """Copy the rows of one packed matrix over some rows of another of the same format and number of columns."""
+    index = np.asarray(rows)
+    for name, part in target.parts.items():
+        # The rows of a group lie side by side: words of four quants each, or single scales.
+        lanes, new = (
+            (p.view("<u4") if p.shape[-1] == 4 * ROW_LANES else p).reshape(len(p), -1, ROW_LANES)
+            for p in (part, source.parts[name])
+        )
+        lanes[index // ROW_LANES, :, index % ROW_LANES] = new.transpose(0, 2, 1).reshape(-1, new.shape[1])[: len(index)]
 
 
 def _check_size(name: str, ggml_type: GgmlType, n_row: int, n_col: int, data: NDArray[np.uint8]) -> None:

@@ -74,23 +74,25 @@ class Sampler:
         """Whether a pick is always the largest logit's token, whatever the others are."""
         return self._is_greedy and not self._steps and not len(self._bias_ids)
 
-    def pick(self, logits: npt.NDArray[np.float32], history: History, noise: NoiseKey) -> int:
+    def pick(self, logits: npt.NDArray[np.float32], history: History, noise: NoiseKey, ids: Ids | None = None) -> int:
         """Return the token that follows a history.
 
         Args:
-            logits: float32 [n_vocab]; not modified. A shorter row leaves the tokens beyond it out.
+            logits: float32 [n], one for each of ``ids``; not modified.
             history: the row's previous token ids, prompt and generated, oldest first; not modified. With windows of
             thousands of tokens, an int64 array saves a conversion of 30 ns per token.
             noise: which noise to use; unused at temperature 0.
+            ids: ascending token ids [n], all others are left out; None: the whole vocabulary.
 
         Raises:
             FormatError: the logits hold NaN or +inf, or only -inf.
             ConfigError: the settings forbid every token.
         """
-        if logits.ndim != 1 or not 0 < len(logits) <= self.n_vocab or logits.dtype != np.float32:
-            raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}, expected float32 [{self.n_vocab}]")
+        ids = self._ids if ids is None else ids
+        if logits.shape != ids.shape or not 0 < len(ids) <= self.n_vocab or logits.dtype != np.float32:
+            raise ValueError(f"logits are {logits.dtype} {list(logits.shape)}, expected float32 [{len(ids)}]")
         _check(logits)
-        candidates = Candidates(self._ids[: len(logits)], logits)
+        candidates = Candidates(ids, logits)
         if len(self._bias_ids):
             candidates = logit_bias(candidates, self._bias_ids, self._biases)
             if candidates.logits.max() == -np.inf:

@@ -14,6 +14,9 @@ from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .account import Account
 from .chooser import Draft, DraftChooser
 from .costs import Measured, StepCosts
@@ -25,6 +28,8 @@ from .speed_file import SpeedFile
 if TYPE_CHECKING:
     from ..engine import Engine
     from ..kv_cache import KvSequence
+
+F32 = NDArray[np.float32]
 
 # Seconds that a pass takes longer after planning, whose Python has displaced the pass' own data from the caches
 # (bench/LOG.md): 2 % of a step of a 135M model, nothing for large ones.
@@ -146,16 +151,22 @@ class Controller:
         if self._costs.is_known:
             self._step_price += learning_s / self._costs.plain_s
 
-    def verified(self, n_right: int) -> None:
-        """Count the last draft."""
+    def verified(self, n_right: int, logits: F32) -> None:
+        """Count the last draft, and show its source what the target says where it ended."""
         draft = self._draft
         if draft is None:
             return
+        started = time.perf_counter()
         self._chooser.verified(draft, n_right)
         n_own = min(draft.n, draft.n_own)
         draft.drafter.stats.count(n_own, min(n_right, n_own))
         if draft.copier is not None and draft.n > n_own <= n_right:  # what was not reached says nothing
             draft.copier.stats.count(draft.n - n_own, n_right - n_own)
+        draft.drafter.source.shown(logits)
+        elapsed = time.perf_counter() - started
+        self._step_s += elapsed
+        if self._costs.is_known:
+            self._step_price += elapsed / self._costs.plain_s
 
     def end(self, context: Sequence[int], decode_s: float = 0.0) -> SpeculationStats:
         """End the answer, which took so many seconds after its first token; return its numbers."""

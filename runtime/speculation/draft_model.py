@@ -1,10 +1,8 @@
 """A small model that drafts for a large one: its file opened beside the target's, on the target's threads.
 
-Four things make it cheap, and none can change a text. Its output matrix is cut to the tokens that come first in
-the vocabulary, which in a byte-pair vocabulary are those merged first, the frequent ones (FR-Spec, Zhao et al., arXiv
-2502.14856; 32k of Qwen's 152k are 94 % of the tokens of code). Its larger weights are made smaller in memory
-(``draft_weights.py``). What it sees of a long text is a window. And the upper third of its layers is left out where it
-only reads (``runtime/skim.py``).
+Four things make it cheap, and none can change a text. Its output matrix is cut to the frequent tokens and those of
+the text (``draft_head.py``). Its larger weights are made smaller in memory (``draft_weights.py``). What it sees of a
+long text is a window. And the upper third of its layers is left out where it only reads (``runtime/skim.py``).
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from ...formats.gguf import GgufFile
-from ...formats.record import replace
 from ..batch import Batch
 from ..executor.threaded import ThreadedExecutor
 from ..fuse import prepare
@@ -24,16 +21,16 @@ from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
 from ..models import build_model
-from ..program import Buffer, Op, Program
 from ..skim import skim
+from .draft_head import N_EXCHANGED, N_FREQUENT, DraftHead, cut_head, output_matrix
 from .draft_weights import DraftWeights, Progress
 from .model_source import N_OUT, N_TOK, ModelSource
+from .picking import DraftTokens
 from .vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
-N_HEAD_TOKEN = 32768  # rows of the output matrix that are kept of a byte-pair vocabulary
 N_CTX = 4096  # tokens that a draft looks back at most
 
 
@@ -48,6 +45,7 @@ class DraftModel:
         pages: KvPages,
         kernels: KernelSet,
         vocabulary: VocabularyMap,
+        head: DraftHead | None,
         lock: threading.Lock,
         n_ctx: int,
         packed_bytes: int,
@@ -58,6 +56,7 @@ class DraftModel:
         self.token_s = 0.0  # reading one token of a text, as its sources measure it; 0: not known
         self.step_s = math.inf  # a step by itself at best
         self.executor, self.pages, self.vocabulary, self.n_ctx = executor, pages, vocabulary, n_ctx
+        self.head = head  # None: all tokens have rows
         self._reader = reader  # for tokens whose logits nobody wants
         self.packed_bytes, self._lock = packed_bytes, lock
 
@@ -68,7 +67,8 @@ class DraftModel:
         target: Engine,
         *,
         use_mmap: bool = True,
-        n_head_token: int = N_HEAD_TOKEN,
+        n_frequent: int = N_FREQUENT,
+        n_exchanged: int = N_EXCHANGED,
         on_progress: Progress | None = None,
     ) -> Self:
         """Open a draft for a target.
@@ -77,7 +77,8 @@ class DraftModel:
             path: a GGUF model.
             target: the engine that it drafts for; must stay open as long.
             use_mmap: map the file, or read it.
-            n_head_token: tokens that it can draft, if its vocabulary is in order of frequency.
+            n_frequent: tokens that it can always draft, if its vocabulary is in order of frequency.
+            n_exchanged: further ones that it can draft at a time.
             on_progress: called as (what, done, total) during long steps.
 
         Raises:
@@ -93,8 +94,10 @@ class DraftModel:
             n_ctx = min(n_ctx, hp.n_ctx_train)
             vocabulary = VocabularyMap.between(file, target.tokenizer)
             program = model.program
+            n_head = hp.n_vocab
             if vocabulary.is_same and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
-                program = cut_head(program, min(n_head_token, hp.n_vocab))
+                n_head = min(n_frequent + n_exchanged, hp.n_vocab)
+            program = cut_head(program, n_head)
             program, reading = prepare(program), prepare(skim(program, 2 * hp.n_layer // 3))
             slot_bytes = KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head)
             kernels, n_byte = weights.load_for(
@@ -103,7 +106,10 @@ class DraftModel:
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=N_OUT)
             reader = executor.with_program(reading)
-            return cls(file, executor, reader, pages, kernels, vocabulary, target.lock, n_ctx, n_byte)
+            head = None
+            if n_head < hp.n_vocab:
+                head = DraftHead(weights, output_matrix(program), n_frequent, target.tokenizer.vocabulary)
+            return cls(file, executor, reader, pages, kernels, vocabulary, head, target.lock, n_ctx, n_byte)
         except BaseException:
             file.close()
             raise
@@ -117,6 +123,11 @@ class DraftModel:
     def n_shared(self) -> int:
         """Tokens that it can draft."""
         return self.vocabulary.n_shared
+
+    @property
+    def tokens(self) -> DraftTokens:
+        """What its logits stand for at present."""
+        return self.vocabulary.tokens if self.head is None else self.head.tokens
 
     def source(self, sequence: KvSequence) -> ModelSource:  # noqa: ARG002  # it reads the text
         """Return a new source for a session."""
@@ -155,22 +166,3 @@ class DraftModel:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def cut_head(program: Program, n: int) -> Program:
-    """Return a plain program whose logits are those of the first ``n`` tokens alone."""
-    whole = program.outputs["logits"]
-    if n >= whole.n_col:
-        return program
-    cut = Buffer(whole.name, n, whole.rows, whole.kind)
-
-    def exchange(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
-        return tuple(cut if b is whole else b for b in buffers)
-
-    ops = []
-    for op in program.ops:
-        weights = op.weights
-        if op.kind == "matmul" and whole in op.writes:
-            weights = (replace(weights[0], n_out=n),)
-        ops.append(Op(op.kind, exchange(op.reads), exchange(op.writes), weights, op.attributes))
-    return replace(program, ops=ops, outputs={**program.outputs, "logits": cut})

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ...formats.errors import CapacityError
-from ...formats.ggml_types import GgmlType
+from ...formats.ggml_types import GgmlType, row_bytes
 from ...formats.record import replace
 from ...quant.narrow import can_narrow
+from ...quant.pack import copy_rows
+from ...quant.pack_format import allocate
 from ..executor.team import Team
 from ..executor.threaded import kernels_of
 from ..kernels.kernel_set import KernelSet
 from ..memory import available_bytes, gigabytes
-from ..packing import Piece, pack_kernels_of
+from ..packing import Piece, pack_finite, pack_kernels_of
 from ..program import Program, Weight
 from ..simd.isa import choose_target
 from ..weights import GgufWeights
@@ -44,6 +46,25 @@ class DraftWeights(GgufWeights):
         for piece in self._pieces(filter(is_narrowed, weights), NARROW_BYTES):
             narrow_by_kernels(piece, kernels, team)
             yield piece
+
+    def exchange_rows(self, weight: Weight, rows: Sequence[int], with_rows: Sequence[int]) -> None:
+        """Overwrite rows of a packed matrix with other rows of its tensor, made smaller as those were.
+
+        Raises:
+            FormatError: they are infinite or NaN, or another program has changed the file.
+        """
+        assert self._machine is not None, "load_for comes first"
+        self._file.check_mapped()
+        info = self._file.tensors[weight.name]
+        data = self._file.data(info).reshape(-1, row_bytes(info.ggml_type, weight.n_in))[with_rows].reshape(-1)
+        packed = allocate(weight.name, GgmlType[weight.packed], len(rows), weight.n_in, info.ggml_type)
+        with self._naming_file():
+            if is_narrowed(weight):
+                whole = slice(0, len(data))
+                narrow_by_kernels(Piece(weight, packed, data, 0, packed.n_rowgroup, whole), *self._machine)
+            else:
+                pack_finite(packed, data, 0, packed.n_rowgroup)
+        copy_rows(packed, self.packed(weight), rows)
 
     def load_for(
         self, programs: Sequence[Program], team: Team, *, kv_bytes: int, on_progress: Progress | None = None

@@ -18,17 +18,21 @@ from ..kernels.kernel_set import KernelSet
 from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
 from ..models import eagle3
-from .draft_model import N_CTX, N_HEAD_TOKEN, cut_head
+from .draft_head import cut_head
+from .draft_model import N_CTX
 from .draft_weights import Progress
 from .head_source import HeadSource
 from .head_weights import HeadWeights
 from .model_source import N_TOK
+from .picking import DraftTokens
 from .vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
     from ..engine import Engine
 
 F32 = NDArray[np.float32]
+
+N_HEAD_TOKEN = 32768  # rows of the output matrix that are kept of a byte-pair vocabulary
 
 
 class HeadModel:
@@ -39,6 +43,7 @@ class HeadModel:
         n_ctx: tokens that it looks back at most.
         pages: of its KV cache.
         packed_bytes: of its own weights in memory.
+        tokens: of the target, that its logits stand for.
         row_s: seconds that reading one token of a text takes, as its sources measure it; 0: not known.
     """
 
@@ -55,8 +60,11 @@ class HeadModel:
             ThreadedExecutor(program, weights, self.pages, kernels, target.team, n_tok=N_TOK, n_out=1)
             for program in (head.fuse, head.step)
         )
-        self._draft_ids = draft_ids
-        self._row = np.full(target.info.n_vocab, -np.inf, np.float32)
+        if draft_ids is None:
+            self.tokens = DraftTokens.first(self.n_shared)
+        else:
+            places = np.argsort(draft_ids)
+            self.tokens = DraftTokens(draft_ids[places], 0, places)
         self._no_page = np.zeros(1, np.int64)
 
     @classmethod
@@ -152,13 +160,9 @@ class HeadModel:
         return self._step.output("state", row + 1)[row:].copy()
 
     def logits(self) -> F32:
-        """Return the last pass' logits for the target's tokens, -inf where it drafts none: [n_vocab], overwritten."""
-        logits = self._step.output("logits", 1)[0]
-        if self._draft_ids is None:
-            self._row[: len(logits)] = logits
-        else:
-            self._row[self._draft_ids] = logits
-        return self._row
+        """Return a copy of the last pass' logits: [n_shared]."""
+        logits: F32 = self._step.output("logits", 1)[0].copy()
+        return logits
 
     def close(self) -> None:
         """Close the file; the target keeps nothing any more."""

@@ -69,7 +69,7 @@ class HeadSource:
                 return
             self._catch_up(n_row)
             while True:
-                token_id, sureness = pick(self._answer, self._logits, history)
+                token_id, sureness = pick(self._answer, self._model.tokens, self._logits, history)
                 yield Guess(token_id, sureness)
                 history.append(token_id)
                 if self._sequence.n_past >= self._model.n_ctx:
@@ -85,6 +85,9 @@ class HeadSource:
 
     def agree(self, copied: Sequence[int]) -> None:
         """Return None: it would have to look at the copies one by one."""
+
+    def shown(self, logits: F32) -> None:
+        """Do nothing: its tokens stay the same."""
 
     def close(self) -> None:
         """Give the pages back."""

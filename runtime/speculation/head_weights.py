@@ -12,6 +12,7 @@ from ...formats.record import replace
 from ...quant.pack_format import PackedTensor
 from ..program import Program, Weight
 from ..weights import WeightSource
+from .draft_head import output_matrix
 from .draft_weights import DraftWeights
 
 SHARED = ("token_embd.weight", "output.weight")
@@ -94,6 +95,5 @@ class HeadWeights(DraftWeights):
 def _shared(program: Program, name: str) -> Weight:
     """Return the embeddings of a program, or its output matrix, which may be the same tensor."""
     if name == "output.weight":
-        logits = program.outputs["logits"]
-        return next(op.weights[0] for op in program.ops if op.kind == "matmul" and logits in op.writes)
+        return output_matrix(program)
     return next(op.weights[0] for op in program.ops if op.kind == "embed")

@@ -32,8 +32,8 @@ class Planner(Protocol):
     def passed(self, n_row: int, elapsed_s: float) -> None:
         """Take note of the time of a verification pass."""
 
-    def verified(self, n_right: int) -> None:
-        """Take note of how many tokens of the last plan were right."""
+    def verified(self, n_right: int, logits: F32) -> None:
+        """Take note of how many tokens of the last plan were right, and of the logits behind the last of these."""
 
 
 class Verifier:
@@ -88,7 +88,7 @@ class Verifier:
         if self._is_open:
             self._sequence.rollback(len(self._tokens))
             if self._draft and planner is not None:
-                planner.verified(self._n_right)
+                planner.verified(self._n_right, self._logits[self._n_right])
             self._draft, self._n_right, self._is_open = [], 0, False
 
     def _room(self, n_wanted: int | None) -> int:

@@ -62,6 +62,7 @@ class ModelSource:
         self._n_context = 0
         self._history: list[int] = []  # the context and what is drafted
         self._unread: list[int] | None = []  # the last guess; None: the text's new tokens
+        self._wanted: list[int] = []  # tokens that the draft should be able to say
         self.n_agree = N_OUT - 1 if model.vocabulary.is_same else 0
         self.budget_s = self.expected_s = 0.0
 
@@ -69,6 +70,7 @@ class ModelSource:
         """Translate the prompt; nothing is computed yet."""
         self._answer = answer
         self._ids = self._model.vocabulary.prompt(context)
+        self._wanted = self._of_text(context)
         self._n_context = len(context)
         self._n_sure = 0
         if self._start >= len(self._ids):
@@ -76,6 +78,7 @@ class ModelSource:
 
     def guess(self, context: Sequence[int]) -> Iterator[Guess]:
         """Return the draft model's picks; before the first it reads what is new. None when it cannot go on."""
+        self._wanted += self._of_text(context[self._n_context :])
         self._ids += self._model.vocabulary.further(context[self._n_context :])
         self._n_context = len(context)
         self._history, self._unread = list(context), None
@@ -119,11 +122,12 @@ class ModelSource:
         return guesses
 
     def _pick(self, row: F32) -> Guess:
-        return Guess(*pick(self._answer, self._model.vocabulary.row(row), self._history))
+        return Guess(*pick(self._answer, self._tokens, row, self._history))
 
     def _read(self, copied: Sequence[int]) -> F32:
         """Read what is not read yet, and a few tokens behind it; return the logits before and after each of those."""
         if self._unread is None:
+            self._choose_head()
             self._choose_window()
             rows = self._catch_up(copied)
         elif ids := self._model.vocabulary.further(self._unread):
@@ -134,6 +138,16 @@ class ModelSource:
         self._unread = []
         return rows
 
+    def _choose_head(self) -> None:
+        """Give rows of the draft's output matrix to the tokens that it should be able to say."""
+        head, wanted, self._wanted = self._model.head, self._wanted, []
+        if head is not None:
+            with self._lock:
+                head.want(wanted, at_once=self._n_sure == 0)
+
+    def _of_text(self, token_ids: Sequence[int]) -> list[int]:
+        return [] if self._model.head is None else list(self._model.head.of_text(token_ids))
+
     def _ahead(self, n_new: int, copied: Sequence[int]) -> Sequence[int]:
         """Return how much of a copy is read behind so many new tokens."""
         room = max(0, self._model.n_ctx - self._sequence.n_past - n_new)
@@ -142,6 +156,11 @@ class ModelSource:
     def after(self, drafted: Sequence[int]) -> Iterator[Guess]:  # noqa: ARG002
         """Yield nothing: it is not free."""
         return iter(())
+
+    def shown(self, logits: F32) -> None:
+        """Let the draft have tokens that the target thinks of."""
+        if self._model.head is not None:
+            self._wanted += self._model.head.thought_of(logits)
 
     def close(self) -> None:
         """Give the pages back."""
@@ -248,7 +267,8 @@ class ModelSource:
         with self._lock:
             self._model.run(self._sequence, ids, n_output=n_output, shift=self._shift, visible_start=self._n_hidden)
             rows: F32 = self._model.executor.output("logits", n_output).copy()
+            tokens = self._model.tokens
         self._cached += ids
         if n_output:
-            self._logits = rows[-1]
+            self._logits, self._tokens = rows[-1], tokens
         return rows

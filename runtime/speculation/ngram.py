@@ -11,6 +11,9 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .source import Answer, Guess
 
 SIZES = (16, 10, 6, 4, 3, 2, 1)  # token counts that are looked up, the longest first; a single one for others' drafts
@@ -94,6 +97,9 @@ class NgramSource:
 
     def agree(self, copied: Sequence[int]) -> None:
         """Return None: nobody asks, it is free."""
+
+    def shown(self, logits: NDArray[np.float32]) -> None:
+        """Do nothing: it knows the text alone."""
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ...formats.record import Record
 from ..kv_cache import KvSequence
 from ..sampling.chain import Sampler
@@ -85,6 +88,12 @@ class DraftSource(Protocol):
         They come after the last guess that was drawn, or after the context; the next one drawn comes after those that
         are returned. None: it cannot tell now, and nothing has changed. Asked once before each guess that is drawn, and
         only where ``n_agree`` is not 0.
+        """
+
+    def shown(self, logits: NDArray[np.float32]) -> None:
+        """Take note of the target's logits [n_vocab] behind the last right token of this source's draft.
+
+        They are overwritten later. All but the largest may be a little off (``Engine.logits_of``).
         """
 
     def close(self) -> None:

@@ -11,13 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Self
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...formats.gguf import GgufFile
 from ..tokenizer.base import Tokenizer
 from ..tokenizer.vocabulary import Attr
-
-F32 = NDArray[np.float32]
+from .picking import DraftTokens
 
 
 class VocabularyMap:
@@ -25,6 +23,7 @@ class VocabularyMap:
 
     Attributes:
         is_same: whether both have the same tokens with the same ids.
+        tokens: of the target, that the draft's logits stand for.
     """
 
     def __init__(self, target: Tokenizer, draft: Tokenizer | None) -> None:
@@ -32,11 +31,12 @@ class VocabularyMap:
         self.is_same = draft is None
         self._target, self._draft = target, draft
         self._to_draft: dict[int, list[int]] = {}
+        self.tokens = DraftTokens.first(target.n_vocab)
         if draft is not None:
-            self._row = np.full(target.n_vocab, -np.inf, np.float32)
             of_piece = {piece: i for i, piece in reversed(list(_pieces(draft)))}
             pairs = [(i, of_piece[piece]) for i, piece in _pieces(target) if piece in of_piece]
-            self._pairs = np.array(pairs, np.int64).reshape(-1, 2).T  # [2, n]: target id, draft id
+            shared, places = np.array(pairs, np.int64).reshape(-1, 2).T
+            self.tokens = DraftTokens(shared, 0, places)
             self._to_draft = {i: [j] for i, j in pairs}
 
     @classmethod
@@ -55,7 +55,7 @@ class VocabularyMap:
     @property
     def n_shared(self) -> int:
         """Tokens that can be drafted."""
-        return self._target.n_vocab if self._draft is None else self._pairs.shape[1]
+        return len(self.tokens.ids)
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """Return the draft's ids of a whole prompt; its text is tokenized as the draft does it."""
@@ -85,17 +85,6 @@ class VocabularyMap:
                 self._to_draft[token_id] = known
             result += known
         return result
-
-    def row(self, logits: F32) -> F32:
-        """Return a draft's logits as a row of the target's: -inf where it has none. Overwritten by the next call.
-
-        Of the same vocabulary that is the row itself, without the tokens that the draft leaves out at its end.
-        """
-        if self._draft is None:
-            return logits
-        if self._pairs.size:
-            self._row[self._pairs[0]] = logits[self._pairs[1]]
-        return self._row
 
     def _is_control(self, token_id: int) -> bool:
         return bool(int(self._target.vocabulary.attrs[token_id]) & (Attr.CONTROL | Attr.UNKNOWN))

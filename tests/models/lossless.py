@@ -65,7 +65,7 @@ class Stubborn:
 
     def plan(self, context, limit):
         self._step += 1
-        source = self._sources[self._step % len(self._sources)]
+        source = self._source = self._sources[self._step % len(self._sources)]
         source.budget_s = 1.0
         n = min(limit, self._lengths[self._step % len(self._lengths)])
         return [guess.token_id for guess in islice(source.guess(context), n)] if n else []
@@ -73,8 +73,8 @@ class Stubborn:
     def passed(self, n_row, elapsed_s):
         self.n_row[n_row] += 1
 
-    def verified(self, n_right):
-        pass
+    def verified(self, n_right, logits):
+        self._source.shown(logits)
 
     def end(self, context, decode_s):
         return None

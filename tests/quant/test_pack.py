@@ -9,7 +9,7 @@ from llmrun.formats.errors import FormatError
 from llmrun.formats.ggml_types import BLOCK, GgmlType
 from llmrun.quant import pack as pack_module
 from llmrun.quant.dequantize import dequantize
-from llmrun.quant.pack import allocate, pack, pack_rows
+from llmrun.quant.pack import allocate, copy_rows, pack, pack_rows
 from llmrun.quant.pack_format import PACKED_FORMATS, PART_ALIGN
 from llmrun.quant.unpack import unpack
 
@@ -44,6 +44,16 @@ def test_unpack_gives_the_weights(ggml_type, n_row, chunk_bytes, matrix, assert_
         data = matrix(ggml_type, n_row, n_col)
         got = unpack(pack("w", ggml_type, (n_row, n_col), data))
         assert_same_bits(got, dequantize(ggml_type, data).reshape(n_row, n_col))
+
+
+@pytest.mark.parametrize("ggml_type", TYPES, ids=by_name)
+def test_rows_are_copied_over_others(ggml_type, matrix, assert_same_bits):
+    n_col = n_cols(ggml_type)[-1]
+    target, source = (pack("w", ggml_type, (n, n_col), matrix(ggml_type, n, n_col)) for n in (70, 19))
+    want, rows = unpack(target), [69, 3, *range(20, 37)]
+    want[rows] = unpack(source)
+    copy_rows(source, target, rows)
+    assert_same_bits(unpack(target), want)
 
 
 @pytest.mark.parametrize("ggml_type", TYPES, ids=by_name)

@@ -35,6 +35,9 @@ class ListedSource:
     def after(self, drafted):
         return iter(())
 
+    def shown(self, logits):
+        pass
+
     def close(self):
         self.closed += 1
 
@@ -59,8 +62,9 @@ class FixedPlanner:
     def passed(self, n_row, elapsed_s):
         self.n_row.append(n_row)
 
-    def verified(self, n_right):
+    def verified(self, n_right, logits):
         self.n_right.append(n_right)
+        self._source.shown(logits)
 
     def end(self, context, decode_s):
         return None

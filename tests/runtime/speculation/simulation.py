@@ -2,6 +2,8 @@
 
 import random
 
+import numpy as np
+
 from llmrun.runtime.speculation import chooser, controller
 from llmrun.runtime.speculation.controller import Controller
 from llmrun.runtime.speculation.costs import StepCosts
@@ -72,6 +74,9 @@ class ChancySource:
     def after(self, drafted):
         return iter(())
 
+    def shown(self, logits):
+        pass
+
     def close(self):
         pass
 
@@ -130,7 +135,7 @@ class Machine:
             controller.passed(1 + len(draft), self.spend(self._pass_s(1 + len(draft))))
             n_right = next((i for i, t in enumerate(draft) if t != len(text) + i), len(draft))
             if draft:
-                controller.verified(n_right)
+                controller.verified(n_right, np.zeros(1, np.float32))
             passes.append(n_right + 1)
             self.plain_s += (n_right + 1) * self._pass_s(1) * self.usual_factor(middle)
             text += range(len(text), len(text) + n_right + 1)

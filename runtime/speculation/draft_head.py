@@ -1,0 +1,132 @@
+"""The output matrix of a draft model: the frequent tokens, and those that this text is about.
+
+A byte-pair vocabulary begins with the pairs merged first, the frequent ones. A matrix cut to them is a fraction of the
+whole (FR-Spec, Zhao et al., arXiv 2502.14856), but what a text is about is in the rest: its names, its rare words. So
+the last rows of the matrix are exchanged while the text is made, for those of tokens that it has, of the same words
+written another way, and of tokens that the target thought of where a draft ended. The ones not wanted for the longest
+time make room.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from itertools import islice
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...formats.record import replace
+from ..program import Buffer, Op, Program, Weight
+from ..sampling.candidates import largest
+from ..tokenizer.vocabulary import Vocabulary
+from .draft_weights import DraftWeights
+from .picking import DraftTokens
+
+N_FREQUENT, N_EXCHANGED = 16384, 1024  # rows that stay, and rows that are exchanged (bench/LOG.md)
+N_MISSING = 8  # tokens that are waited for before rows are exchanged, which takes half a millisecond
+N_THOUGHT = 16  # rare tokens that the target thinks of at once at most …
+NEAR_LARGEST = 10.0  # … their logits this far below the largest, at most
+SPACE = "\u0120"  # in the texts of a byte-level vocabulary
+
+
+class DraftHead:
+    """Which tokens the rows of a packed output matrix belong to.
+
+    At first they are the vocabulary's first. Whoever changes or uses them holds the lock of the target's threads.
+
+    Args:
+        weights: where the matrix is packed.
+        weight: the matrix, cut to its first rows.
+        n_frequent: rows that stay.
+        vocabulary: byte-level, the most frequent tokens first.
+
+    Attributes:
+        tokens: what the rows stand for at present; replaced, never changed.
+    """
+
+    def __init__(self, weights: DraftWeights, weight: Weight, n_frequent: int, vocabulary: Vocabulary) -> None:
+        self._weights, self._weight, self._vocabulary = weights, weight, vocabulary
+        self._n_frequent = min(n_frequent, weight.n_out)
+        self._rows = OrderedDict((i, i) for i in range(self._n_frequent, weight.n_out))  # by token, oldest use first
+        self._missing: dict[int, None] = {}  # tokens that wait for a row
+        self.tokens = self._tokens()
+
+    def want(self, token_ids: Iterable[int], *, at_once: bool) -> None:
+        """See to it that tokens have rows, the last of them if they are too many.
+
+        Args:
+            token_ids: the tokens.
+            at_once: whether a few of them are worth an exchange.
+
+        Raises:
+            FormatError: the file's rows are no numbers.
+        """
+        for token_id in token_ids:
+            if token_id in self._rows:
+                self._rows.move_to_end(token_id)
+            elif token_id >= self._n_frequent:
+                self._missing[token_id] = None
+        if self._rows and len(self._missing) >= (1 if at_once else N_MISSING):
+            self._exchange(list(self._missing)[-len(self._rows) :])
+
+    def _exchange(self, wanted: list[int]) -> None:
+        self._missing.clear()
+        leaving = list(islice(self._rows, len(wanted)))
+        rows = [self._rows[token_id] for token_id in leaving]
+        self._weights.exchange_rows(self._weight, rows, wanted)
+        for token_id in leaving:
+            del self._rows[token_id]
+        self._rows.update(zip(wanted, rows, strict=True))
+        self.tokens = self._tokens()
+
+    def of_text(self, token_ids: Iterable[int]) -> Iterator[int]:
+        """Yield the tokens of a text, and before each the same word with or without a space and a capital before it."""
+        texts, ids = self._vocabulary.texts, self._vocabulary.ids
+        for token_id in dict.fromkeys(token_ids):
+            word = texts[token_id].removeprefix(SPACE)
+            for form in dict.fromkeys((word, word[:1].swapcase() + word[1:])):
+                for text in (form, SPACE + form):
+                    kin = ids.get(text, token_id)
+                    if kin != token_id:
+                        yield kin
+            yield token_id
+
+    def thought_of(self, logits: NDArray[np.float32]) -> list[int]:
+        """Return the rare tokens that the target thinks of, by its logits [n_vocab], the likeliest last."""
+        rare = logits[self._n_frequent :]
+        index = largest(rare, N_THOUGHT)
+        index = index[rare[index] > logits.max() - NEAR_LARGEST]
+        result: list[int] = (index[np.argsort(rare[index])] + self._n_frequent).tolist()
+        return result
+
+    def _tokens(self) -> DraftTokens:
+        n = self._n_frequent
+        rare, rows = (np.fromiter(x, np.int64, len(self._rows)) for x in (self._rows.keys(), self._rows.values()))
+        order = np.argsort(rare)
+        return DraftTokens(np.concatenate((np.arange(n), rare[order])), n, rows[order])
+
+
+def output_matrix(program: Program) -> Weight:
+    """Return the matrix that a program's logits come from."""
+    logits = program.outputs["logits"]
+    return next(op.weights[0] for op in program.ops if op.kind == "matmul" and logits in op.writes)
+
+
+def cut_head(program: Program, n: int) -> Program:
+    """Return a plain program whose logits are those of the first ``n`` tokens alone."""
+    whole = program.outputs["logits"]
+    if n >= whole.n_col:
+        return program
+    cut = Buffer(whole.name, n, whole.rows, whole.kind)
+
+    def exchange(buffers: tuple[Buffer, ...]) -> tuple[Buffer, ...]:
+        return tuple(cut if b is whole else b for b in buffers)
+
+    ops = []
+    for op in program.ops:
+        weights = op.weights
+        if op.kind == "matmul" and whole in op.writes:
+            weights = (replace(weights[0], n_out=n),)
+        ops.append(Op(op.kind, exchange(op.reads), exchange(op.writes), weights, op.attributes))
+    return replace(program, ops=ops, outputs={**program.outputs, "logits": cut})

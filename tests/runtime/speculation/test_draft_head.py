@@ -1,0 +1,156 @@
+"""The output matrix of a draft: which tokens its rows belong to, and that they are those tokens' rows."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from llmrun.formats.errors import FormatError
+from llmrun.formats.ggml_types import GgmlType
+from llmrun.formats.record import replace
+from llmrun.quant.narrow import narrow
+from llmrun.quant.pack import pack
+from llmrun.quant.unpack import unpack
+from llmrun.runtime.engine import Engine
+from llmrun.runtime.sampling.settings import SamplerSettings
+from llmrun.runtime.session import GenerationParams
+from llmrun.runtime.speculation import draft_head
+from llmrun.runtime.speculation.draft_head import N_MISSING, SPACE, DraftHead, output_matrix
+from llmrun.runtime.speculation.draft_model import DraftModel
+from llmrun.runtime.speculation.settings import SpeculationSettings
+
+from ..bits import assert_same_bits
+from ..machine import token_ids
+from .drafters import FixedPlanner
+from .test_draft_model import AffordingSource
+
+N_FREQUENT, N_EXCHANGED = 40, 24  # of 301 tokens
+
+
+@pytest.fixture(scope="module")
+def target(machine, tiny_path):
+    with Engine.open(tiny_path("llama", "Q4_0"), n_ctx=160, n_threads=1, n_ubatch=32) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["Q4_0", "Q8_0"])
+def draft(target, tiny_path, request):
+    path = tiny_path("llama", request.param)
+    model = DraftModel.open(path, target, n_frequent=N_FREQUENT, n_exchanged=N_EXCHANGED)
+    yield model
+    model.close()
+
+
+def rows_of(draft):
+    """Return the packed rows of the output matrix, by token."""
+    packed = draft.executor.weights.packed(output_matrix(draft.executor.program))
+    places = np.concatenate((np.arange(draft.tokens.n_first), draft.tokens.places))
+    return dict(zip(draft.tokens.ids.tolist(), unpack(packed)[places], strict=True))
+
+
+def rows_of_file(draft):
+    """Return what packing makes of all rows of the tensor."""
+    weight = output_matrix(draft.executor.program)
+    info = draft._file.tensors[weight.name]
+    data, shape = draft._file.data(info), tuple(info.shape)
+    if weight.packed != info.ggml_type.name:
+        data = narrow(info.ggml_type, data, GgmlType[weight.packed])
+    return unpack(pack(weight.name, GgmlType[weight.packed], shape, data))
+
+
+def test_rows_are_those_of_their_tokens(draft):
+    want, chance = rows_of_file(draft), random.Random(1)
+    assert list(rows_of(draft)) == list(range(N_FREQUENT + N_EXCHANGED))
+    for n in (1, 3, 24, 7, 30, 16):
+        wanted = chance.sample(range(301), n)
+        before = draft.tokens
+        draft.head.want(wanted, at_once=True)
+        rows = rows_of(draft)
+        assert draft.tokens is not before or before.ids.tolist() == list(rows)
+        assert len(rows) == N_FREQUENT + N_EXCHANGED
+        assert list(rows) == sorted(rows)
+        assert {t for t in wanted if t >= N_FREQUENT} <= rows.keys() or n == 30
+        for token_id, row in rows.items():
+            assert_same_bits(row, want[token_id])
+
+
+def test_those_not_wanted_for_longest_make_room(draft):
+    def rare():
+        return set(draft.tokens.ids[draft.tokens.n_first :].tolist())
+
+    draft.head.want(range(100, 110), at_once=True)
+    assert rare() == {*range(50, 64), *range(100, 110)}
+    draft.head.want([50, 3, 51], at_once=True)  # there already: now they are the latest
+    draft.head.want(range(200, 222), at_once=True)
+    assert rare() == {50, 51, *range(200, 222)}
+    draft.head.want(range(230, 301), at_once=True)  # more than there is room for
+    assert rare() == set(range(301 - N_EXCHANGED, 301))
+
+
+def test_a_few_tokens_wait_for_others(draft):
+    draft.head.want(range(100, 99 + N_MISSING), at_once=False)
+    assert 100 not in draft.tokens.ids
+    draft.head.want([100, 101], at_once=False)  # waiting already
+    assert 100 not in draft.tokens.ids
+    draft.head.want([150], at_once=False)
+    assert {100, 150} <= set(draft.tokens.ids.tolist())
+
+
+def test_words_written_another_way():
+    texts = ["x", "Name", SPACE + "name", "name", SPACE, "1", SPACE + "Name", SPACE + "1"]
+    vocabulary = SimpleNamespace(texts=texts, ids={text: i for i, text in enumerate(texts)})
+    weight = SimpleNamespace(n_out=8)
+    head = DraftHead(None, weight, 8, vocabulary)
+    assert sorted(head.of_text([1])) == [1, 2, 3, 6]
+    assert list(head.of_text([5, 5, 0])) == [7, 5, 0]
+    assert list(head.of_text([4])) == [4]
+
+
+def test_what_the_target_thinks_of():
+    head = DraftHead(None, SimpleNamespace(n_out=60), 40, SimpleNamespace(texts=[], ids={}))
+    logits = np.linspace(-50, -20, 300).astype(np.float32)
+    logits[[7, 250, 45]] = 12.0, 11.0, 3.0
+    assert head.thought_of(logits) == [45, 250]  # the likeliest last
+    logits[100:200] = 11.5
+    assert len(head.thought_of(logits)) == draft_head.N_THOUGHT
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_draft_learns_the_tokens_of_its_text(target, tiny_path, temperature, monkeypatch):
+    """The target as its own draft is right wherever it has the token's row; the text is the same."""
+    path, prompt = tiny_path("llama", "Q4_0"), token_ids("p", 40)
+    settings = GenerationParams(
+        sampler=SamplerSettings(temperature=temperature), seed=7, max_tokens=80, ignore_eos=True,
+        speculation=SpeculationSettings(mode="off"),
+    )  # fmt: skip
+    session, n_pass = target.session(), {}
+    want = [t.token_id for t in session.generate(prompt, settings)]
+    for n_exchanged in (1, 150):
+        draft = DraftModel.open(path, target, n_frequent=N_FREQUENT, n_exchanged=n_exchanged)
+        planner = session._controller = FixedPlanner(AffordingSource(draft, target.lock), [3])
+        drafting = replace(settings, speculation=SpeculationSettings())
+        got = [t.token_id for t in session.generate(prompt, drafting)]
+        assert got == want
+        n_pass[n_exchanged] = len(planner.n_row)
+        planner.close()
+        draft.close()
+    session._controller = None
+    session.close()
+    assert n_pass[150] < 0.9 * n_pass[1]
+
+
+def test_rows_that_are_no_numbers_are_refused(draft, monkeypatch):
+    weight = output_matrix(draft.executor.program)
+    info = draft._file.tensors[weight.name]
+    data = draft._file.data(info).copy()
+    row = data.reshape(301, -1)[200]
+    row[:2] = np.array([np.inf], np.float16).view(np.uint8)
+    monkeypatch.setattr(type(draft._file), "data", lambda *_: data)
+    before = rows_of(draft)
+    with pytest.raises(FormatError, match="infinite or NaN"):
+        draft.head.want([100, 200], at_once=True)
+    draft.head.want([], at_once=True)  # not tried again and again
+    after = rows_of(draft)
+    assert before.keys() == after.keys()
+    assert all((before[i] == after[i]).all() for i in before)
