@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ...formats.record import replace
 from ..program import Buffer, Op, Program, Weight
 from ..sampling.candidates import largest
-from ..tokenizer.vocabulary import Vocabulary
+from ..tokenizer.base import Tokenizer
 from .draft_weights import DraftWeights
 from .picking import DraftTokens
 
@@ -28,6 +28,8 @@ N_MISSING = 8  # tokens that are waited for before rows are exchanged, which tak
 N_THOUGHT = 16  # rare tokens that the target thinks of at once at most …
 NEAR_LARGEST = 10.0  # … their logits this far below the largest, at most
 SPACE = "\u0120"  # in the texts of a byte-level vocabulary
+LEADS = SPACE + "._([\"'/-<$"  # what stands before words, in one token with them
+LEAST_WORD = 3  # characters of a word that is looked for with others of them
 
 
 class DraftHead:
@@ -39,14 +41,14 @@ class DraftHead:
         weights: where the matrix is packed.
         weight: the matrix, cut to its first rows.
         n_frequent: rows that stay.
-        vocabulary: byte-level, the most frequent tokens first.
+        tokenizer: of a byte-level vocabulary, the most frequent tokens first.
 
     Attributes:
         tokens: what the rows stand for at present; replaced, never changed.
     """
 
-    def __init__(self, weights: DraftWeights, weight: Weight, n_frequent: int, vocabulary: Vocabulary) -> None:
-        self._weights, self._weight, self._vocabulary = weights, weight, vocabulary
+    def __init__(self, weights: DraftWeights, weight: Weight, n_frequent: int, tokenizer: Tokenizer) -> None:
+        self._weights, self._weight, self._tokenizer = weights, weight, tokenizer
         self._n_frequent = min(n_frequent, weight.n_out)
         self._rows = OrderedDict((i, i) for i in range(self._n_frequent, weight.n_out))  # by token, oldest use first
         self._missing: dict[int, None] = {}  # tokens that wait for a row
@@ -81,16 +83,23 @@ class DraftHead:
         self.tokens = self._tokens()
 
     def of_text(self, token_ids: Iterable[int]) -> Iterator[int]:
-        """Yield the tokens of a text, and before each the same word with or without a space and a capital before it."""
-        texts, ids = self._vocabulary.texts, self._vocabulary.ids
+        """Yield the tokens of a text, and before each those of the same word with something else before it."""
         for token_id in dict.fromkeys(token_ids):
-            word = texts[token_id].removeprefix(SPACE)
-            for form in dict.fromkeys((word, word[:1].swapcase() + word[1:])):
-                for text in (form, SPACE + form):
-                    kin = ids.get(text, token_id)
-                    if kin != token_id:
-                        yield kin
+            yield from self._kin(token_id)
             yield token_id
+
+    def _kin(self, token_id: int) -> Iterator[int]:
+        text, ids = self._tokenizer.vocabulary.texts[token_id], self._tokenizer.vocabulary.ids
+        word = text.lstrip(LEADS)
+        if len(word) < LEAST_WORD:
+            return
+        for form in dict.fromkeys((word, word[0].swapcase() + word[1:])):
+            for lead in ("", *LEADS):
+                kin = ids.get(lead + form, token_id)
+                if kin != token_id:
+                    yield kin
+        if text == SPACE + word and word not in ids and word.isascii() and word.isalpha():
+            yield from self._tokenizer.encode(word, add_special=False)
 
     def thought_of(self, logits: NDArray[np.float32]) -> list[int]:
         """Return the rare tokens that the target thinks of, by its logits [n_vocab], the likeliest last."""

@@ -108,7 +108,7 @@ class DraftModel:
             reader = executor.with_program(reading)
             head = None
             if n_head < hp.n_vocab:
-                head = DraftHead(weights, output_matrix(program), n_frequent, target.tokenizer.vocabulary)
+                head = DraftHead(weights, output_matrix(program), n_frequent, target.tokenizer)
             return cls(file, executor, reader, pages, kernels, vocabulary, head, target.lock, n_ctx, n_byte)
         except BaseException:
             file.close()

@@ -97,18 +97,26 @@ def test_a_few_tokens_wait_for_others(draft):
     assert {100, 150} <= set(draft.tokens.ids.tolist())
 
 
-def test_words_written_another_way():
-    texts = ["x", "Name", SPACE + "name", "name", SPACE, "1", SPACE + "Name", SPACE + "1"]
+def head_of(texts, encode=None, n_out=8):
     vocabulary = SimpleNamespace(texts=texts, ids={text: i for i, text in enumerate(texts)})
-    weight = SimpleNamespace(n_out=8)
-    head = DraftHead(None, weight, 8, vocabulary)
+    return DraftHead(None, SimpleNamespace(n_out=n_out), n_out, SimpleNamespace(vocabulary=vocabulary, encode=encode))
+
+
+def test_words_with_something_else_before_them():
+    head = head_of(["x", "Name", SPACE + "name", "(name", SPACE, "it", ".Name", SPACE + "it", "names"])
     assert sorted(head.of_text([1])) == [1, 2, 3, 6]
-    assert list(head.of_text([5, 5, 0])) == [7, 5, 0]
-    assert list(head.of_text([4])) == [4]
+    assert list(head.of_text([3]))[-1] == 3
+    assert sorted(head.of_text([3])) == [1, 2, 3, 6]
+    assert list(head.of_text([5, 5, 0, 4])) == [5, 0, 4]  # too short
+
+
+def test_a_word_that_is_several_tokens_without_its_space():
+    head = head_of(["Cam", "bridge", SPACE + "Cambridge"], lambda text, **_: [0, 1] if text == "Cambridge" else [])
+    assert list(head.of_text([2])) == [0, 1, 2]
 
 
 def test_what_the_target_thinks_of():
-    head = DraftHead(None, SimpleNamespace(n_out=60), 40, SimpleNamespace(texts=[], ids={}))
+    head = DraftHead(None, SimpleNamespace(n_out=60), 40, None)
     logits = np.linspace(-50, -20, 300).astype(np.float32)
     logits[[7, 250, 45]] = 12.0, 11.0, 3.0
     assert head.thought_of(logits) == [45, 250]  # the likeliest last
