@@ -65,7 +65,7 @@ def drafted_right(engine, draft, ids, answer):
     source, text, right, sure = draft.source(None), list(ids), [], []
     source.begin(ids, Answer(sampler=rule, seed=SEED, sample=0, ends=frozenset()))
     for token, logits in zip(answer, shown, strict=True):
-        source.budget_s = np.inf  # all of the prompt is read
+        source.budget_s = 1e9  # all of the prompt is read
         guess = next(source.guess(text))
         right.append(guess.token_id == token)
         sure.append(guess.sureness)

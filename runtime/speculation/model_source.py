@@ -62,7 +62,8 @@ class ModelSource:
         self._n_context = 0
         self._history: list[int] = []  # the context and what is drafted
         self._unread: list[int] | None = []  # the last guess; None: the text's new tokens
-        self._wanted: list[int] = []  # tokens that the draft should be able to say
+        self._n_wanted = 0  # tokens of the text that the draft is able to say, as far as there is room
+        self._thoughts: list[int] = []  # what the target thought of since
         self.n_agree = N_OUT - 1 if model.vocabulary.is_same else 0
         self.budget_s = self.expected_s = 0.0
 
@@ -70,7 +71,7 @@ class ModelSource:
         """Translate the prompt; nothing is computed yet."""
         self._answer = answer
         self._ids = self._model.vocabulary.prompt(context)
-        self._wanted = self._of_text(context)
+        self._n_wanted = 0
         self._n_context = len(context)
         self._n_sure = 0
         if self._start >= len(self._ids):
@@ -78,7 +79,6 @@ class ModelSource:
 
     def guess(self, context: Sequence[int]) -> Iterator[Guess]:
         """Return the draft model's picks; before the first it reads what is new. None when it cannot go on."""
-        self._wanted += self._of_text(context[self._n_context :])
         self._ids += self._model.vocabulary.further(context[self._n_context :])
         self._n_context = len(context)
         self._history, self._unread = list(context), None
@@ -140,13 +140,12 @@ class ModelSource:
 
     def _choose_head(self) -> None:
         """Give rows of the draft's output matrix to the tokens that it should be able to say."""
-        head, wanted, self._wanted = self._model.head, self._wanted, []
+        head, thoughts, self._thoughts = self._model.head, self._thoughts, []
         if head is not None:
+            n, self._n_wanted = self._n_wanted, len(self._history)
+            wanted = [*thoughts, *head.of_text(self._history[n:])]
             with self._lock:
-                head.want(wanted, at_once=self._n_sure == 0)
-
-    def _of_text(self, token_ids: Sequence[int]) -> list[int]:
-        return [] if self._model.head is None else list(self._model.head.of_text(token_ids))
+                head.want(wanted, at_once=n == 0)
 
     def _ahead(self, n_new: int, copied: Sequence[int]) -> Sequence[int]:
         """Return how much of a copy is read behind so many new tokens."""
@@ -160,7 +159,7 @@ class ModelSource:
     def shown(self, logits: F32) -> None:
         """Let the draft have tokens that the target thinks of."""
         if self._model.head is not None:
-            self._wanted += self._model.head.thought_of(logits)
+            self._thoughts += self._model.head.thought_of(logits)
 
     def close(self) -> None:
         """Give the pages back."""
