@@ -41,14 +41,17 @@ class DraftHead:
         weights: where the matrix is packed.
         weight: the matrix, cut to its first rows.
         n_frequent: rows that stay.
-        tokenizer: of a byte-level vocabulary, the most frequent tokens first.
+        n_token: first tokens that both models have.
+        tokenizer: of the target; its vocabulary is byte-level, the most frequent tokens first.
 
     Attributes:
         tokens: what the rows stand for at present; replaced, never changed.
     """
 
-    def __init__(self, weights: DraftWeights, weight: Weight, n_frequent: int, tokenizer: Tokenizer) -> None:
-        self._weights, self._weight, self._tokenizer = weights, weight, tokenizer
+    def __init__(
+        self, weights: DraftWeights, weight: Weight, n_frequent: int, n_token: int, tokenizer: Tokenizer
+    ) -> None:
+        self._weights, self._weight, self._n_token, self._tokenizer = weights, weight, n_token, tokenizer
         self._n_frequent = min(n_frequent, weight.n_out)
         self._rows = OrderedDict((i, i) for i in range(self._n_frequent, weight.n_out))  # by token, oldest use first
         self._missing: dict[int, None] = {}  # tokens that wait for a row
@@ -67,7 +70,7 @@ class DraftHead:
         for token_id in token_ids:
             if token_id in self._rows:
                 self._rows.move_to_end(token_id)
-            elif token_id >= self._n_frequent:
+            elif self._n_frequent <= token_id < self._n_token:
                 self._missing[token_id] = None
         if self._rows and len(self._missing) >= (1 if at_once else N_MISSING):
             self._exchange(list(self._missing)[-len(self._rows) :])

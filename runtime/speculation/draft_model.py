@@ -94,9 +94,9 @@ class DraftModel:
             n_ctx = min(n_ctx, hp.n_ctx_train)
             vocabulary = VocabularyMap.between(file, target.tokenizer)
             program = model.program
-            n_head = hp.n_vocab
+            n_head = n_same = vocabulary.n_shared if vocabulary.is_same else hp.n_vocab
             if vocabulary.is_same and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
-                n_head = min(n_frequent + n_exchanged, hp.n_vocab)
+                n_head = min(n_frequent + n_exchanged, n_same)
             program = cut_head(program, n_head)
             program, reading = prepare(program), prepare(skim(program, 2 * hp.n_layer // 3))
             slot_bytes = KvPages.slot_bytes(hp.n_layer, hp.n_head_kv, hp.n_embd_head)
@@ -107,8 +107,8 @@ class DraftModel:
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=N_OUT)
             reader = executor.with_program(reading)
             head = None
-            if n_head < hp.n_vocab:
-                head = DraftHead(weights, output_matrix(program), n_frequent, target.tokenizer)
+            if n_head < n_same:
+                head = DraftHead(weights, output_matrix(program), n_frequent, n_same, target.tokenizer)
             return cls(file, executor, reader, pages, kernels, vocabulary, head, target.lock, n_ctx, n_byte)
         except BaseException:
             file.close()

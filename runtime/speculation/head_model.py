@@ -25,7 +25,6 @@ from .head_source import HeadSource
 from .head_weights import HeadWeights
 from .model_source import N_TOK
 from .picking import DraftTokens
-from .vocabulary_map import VocabularyMap
 
 if TYPE_CHECKING:
     from ..engine import Engine
@@ -195,5 +194,5 @@ def check_target(file: GgufFile, target: Engine) -> None:
         raise FormatError(
             f"{file.path}: a draft head that looks at layers {list(layers)}, {info.path} has {info.n_layer}"
         )
-    if not VocabularyMap.between(file, target.tokenizer).is_same:
+    if list(file.metadata.strings("tokenizer.ggml.tokens")) != target.tokenizer.vocabulary.texts:
         raise FormatError(f"{file.path}: a draft head for another vocabulary than that of {info.path}")

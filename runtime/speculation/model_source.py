@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -102,7 +103,8 @@ class ModelSource:
 
     def agree(self, copied: Sequence[int]) -> list[Guess] | None:
         """Read what is new, or the last guess, and copies in one pass; keep the copies that it would have picked."""
-        if self._unread == []:
+        copied = list(takewhile(self._model.vocabulary.n_shared.__gt__, copied))
+        if self._unread == [] or not copied:
             return None
         guesses = list[Guess]()
         try:

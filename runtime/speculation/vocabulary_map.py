@@ -1,5 +1,8 @@
 """What a draft's tokens are to its target: the same tokens, or those that stand for the same bytes.
 
+Models of one family have the same tokens with the same ids, but not always as many: larger ones may be padded to a
+rounder number. What the draft does not have it neither reads nor says.
+
 Between two vocabularies a draft is limited to the tokens that both have (token-level intersection; Timor et al.,
 arXiv 2502.05202), so that target and draft use the same noise for the same token. Text of the target that has no
 counterpart token by token is tokenized anew.
@@ -22,17 +25,18 @@ class VocabularyMap:
     """Translates ids between a target and a draft.
 
     Attributes:
-        is_same: whether both have the same tokens with the same ids.
+        is_same: whether all tokens that both go on to have the same ids.
         tokens: of the target, that the draft's logits stand for.
     """
 
-    def __init__(self, target: Tokenizer, draft: Tokenizer | None) -> None:
-        """``draft`` None: the same vocabulary."""
-        self.is_same = draft is None
-        self._target, self._draft = target, draft
+    def __init__(self, target: Tokenizer, draft: Tokenizer | int) -> None:
+        """``draft``: a number of tokens if they are the target's, as far as both go."""
+        self._target, self._draft = target, None if isinstance(draft, int) else draft
         self._to_draft: dict[int, list[int]] = {}
-        self.tokens = DraftTokens.first(target.n_vocab)
-        if draft is not None:
+        self.is_same = self._draft is None
+        if isinstance(draft, int):
+            self.tokens = DraftTokens.first(min(draft, target.n_vocab))
+        else:
             of_piece = {piece: i for i, piece in reversed(list(_pieces(draft)))}
             pairs = [(i, of_piece[piece]) for i, piece in _pieces(target) if piece in of_piece]
             shared, places = np.array(pairs, np.int64).reshape(-1, 2).T
@@ -46,8 +50,10 @@ class VocabularyMap:
         Raises:
             FormatError: the file's vocabulary is damaged.
         """
-        if list(file.metadata.strings("tokenizer.ggml.tokens")) == list(target.vocabulary.texts):
-            return cls(target, None)
+        texts = list(file.metadata.strings("tokenizer.ggml.tokens"))
+        n_both = min(len(texts), target.n_vocab)
+        if texts[:n_both] == target.vocabulary.texts[:n_both]:
+            return cls(target, len(texts))
         from ..tokenizer.load import load_tokenizer
 
         return cls(target, load_tokenizer(file.metadata))
@@ -60,7 +66,7 @@ class VocabularyMap:
     def prompt(self, ids: Sequence[int]) -> list[int]:
         """Return the draft's ids of a whole prompt; its text is tokenized as the draft does it."""
         if self._draft is None:
-            return list(ids)
+            return self.further(ids)
         result: list[int] = []
         if self._draft.add_bos and self._draft.bos_id is not None:
             result.append(self._draft.bos_id)
@@ -76,7 +82,7 @@ class VocabularyMap:
     def further(self, ids: Iterable[int]) -> list[int]:
         """Return the draft's ids of tokens that continue a text."""
         if self._draft is None:
-            return list(ids)
+            return [i for i in ids if i < self.n_shared]
         result: list[int] = []
         for token_id in ids:
             known = self._to_draft.get(token_id)

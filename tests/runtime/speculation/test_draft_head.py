@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from llmrun.formats.errors import FormatError
 from llmrun.formats.ggml_types import GgmlType
@@ -19,11 +20,13 @@ from llmrun.runtime.speculation import draft_head
 from llmrun.runtime.speculation.draft_head import N_MISSING, SPACE, DraftHead, output_matrix
 from llmrun.runtime.speculation.draft_model import DraftModel
 from llmrun.runtime.speculation.settings import SpeculationSettings
+from llmrun.runtime.speculation.source import Guess
 
+from ... import tiny_models
 from ..bits import assert_same_bits
 from ..machine import token_ids
 from .drafters import FixedPlanner
-from .test_draft_model import AffordingSource
+from .test_draft_model import AffordingSource, greedy_answer
 
 N_FREQUENT, N_EXCHANGED = 40, 24  # of 301 tokens
 
@@ -99,7 +102,9 @@ def test_a_few_tokens_wait_for_others(draft):
 
 def head_of(texts, encode=None, n_out=8):
     vocabulary = SimpleNamespace(texts=texts, ids={text: i for i, text in enumerate(texts)})
-    return DraftHead(None, SimpleNamespace(n_out=n_out), n_out, SimpleNamespace(vocabulary=vocabulary, encode=encode))
+    return DraftHead(
+        None, SimpleNamespace(n_out=n_out), n_out, 99, SimpleNamespace(vocabulary=vocabulary, encode=encode)
+    )
 
 
 def test_words_with_something_else_before_them():
@@ -116,7 +121,7 @@ def test_a_word_that_is_several_tokens_without_its_space():
 
 
 def test_what_the_target_thinks_of():
-    head = DraftHead(None, SimpleNamespace(n_out=60), 40, None)
+    head = DraftHead(None, SimpleNamespace(n_out=60), 40, 300, None)
     logits = np.linspace(-50, -20, 300).astype(np.float32)
     logits[[7, 250, 45]] = 12.0, 11.0, 3.0
     assert head.thought_of(logits) == [45, 250]  # the likeliest last
@@ -146,6 +151,43 @@ def test_a_draft_learns_the_tokens_of_its_text(target, tiny_path, temperature, m
     session._controller = None
     session.close()
     assert n_pass[150] < 0.9 * n_pass[1]
+
+
+@pytest.mark.parametrize("n_frequent", [N_FREQUENT, 16384])
+@pytest.mark.parametrize("longer", ["target", "draft"])
+def test_vocabularies_of_one_family_that_are_not_equally_long(tiny_path, tmp_path, monkeypatch, longer, n_frequent):
+    """Tokens that only one of them has are neither read nor said by the draft; the text stays the same."""
+    shorter, n_more = tiny_path("llama", "Q8_0"), 9
+    tokens, types, merges = tiny_models.vocabulary()
+    padding = [f"[PAD{i}]" for i in range(n_more)]
+    monkeypatch.setattr(tiny_models, "N_VOCAB", 301 + n_more)
+    monkeypatch.setattr(tiny_models, "vocabulary", lambda: (tokens + padding, types + [5] * n_more, merges))
+    padded = tiny_models.tiny_model_path(tmp_path, "llama", GGMLQuantizationType.Q8_0)
+    paths = {"target": padded, "draft": shorter} if longer == "target" else {"target": shorter, "draft": padded}
+    with Engine.open(paths["target"], n_ctx=160, n_threads=1, n_ubatch=32) as engine:
+        draft = DraftModel.open(paths["draft"], engine, n_frequent=n_frequent, n_exchanged=N_EXCHANGED)
+        assert draft.is_same_vocabulary
+        assert draft.n_shared == 301
+        settings = GenerationParams(
+            sampler=SamplerSettings(temperature=0.9), seed=7, max_tokens=80, ignore_eos=True,
+            speculation=SpeculationSettings(mode="off"),
+        )  # fmt: skip
+        prompt = [*token_ids("p", 40), engine.info.n_vocab - 1, 5]
+        session = engine.session()
+        want = [t.token_id for t in session.generate(prompt, settings)]
+        session._controller = planner = FixedPlanner(AffordingSource(draft, engine.lock), [3])
+        got = [t.token_id for t in session.generate(prompt, replace(settings, speculation=SpeculationSettings()))]
+        session.close()
+        source = AffordingSource(draft, engine.lock)
+        source.begin(prompt, greedy_answer(engine))
+        source.guess(prompt)
+        assert source.agree([engine.info.n_vocab - 1, 5]) == (None if longer == "target" else [])
+        assert source.agree([5, engine.info.n_vocab - 1]) in (None, [], [Guess(5, 0)])
+        source.close()
+        draft.close()
+    assert got == want
+    assert longer == "draft" or max(want) >= 301  # the text has tokens that the draft does not
+    assert sum(planner.n_row) > len(planner.n_row)
 
 
 def test_rows_that_are_no_numbers_are_refused(draft, monkeypatch):
