@@ -1,10 +1,10 @@
 """The output matrix of a draft model: the frequent tokens, and those that this text is about.
 
-A byte-pair vocabulary begins with the pairs merged first, the frequent ones. A matrix cut to them is a fraction of the
-whole (FR-Spec, Zhao et al., arXiv 2502.14856), but what a text is about is in the rest: its names, its rare words. So
-the last rows of the matrix are exchanged while the text is made, for those of tokens that it has, of the same words
-written another way, and of tokens that the target thought of where a draft ended. The ones not wanted for the longest
-time make room.
+A byte-pair vocabulary begins with the pairs merged first, the frequent ones; SentencePiece's has single characters at
+its end, by frequency too. A matrix cut to them is a fraction of the whole (FR-Spec, Zhao et al., arXiv 2502.14856), but
+what a text is about is in the rest: its names, its rare words. So the last rows of the matrix are exchanged while the
+text is made, for those of tokens that it has, of the same words with something else before them, and of tokens that the
+target thought of where a draft ended. The ones not wanted for the longest time make room.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from ...formats.record import replace
 from ..program import Buffer, Op, Program, Weight
 from ..sampling.candidates import largest
 from ..tokenizer.base import Tokenizer
+from ..tokenizer.vocabulary import Attr, Vocabulary
 from .draft_weights import DraftWeights
 from .picking import DraftTokens
 
@@ -27,22 +28,23 @@ N_FREQUENT, N_EXCHANGED = 16384, 1024  # rows that stay, and rows that are excha
 N_MISSING = 8  # tokens that are waited for before rows are exchanged, which takes half a millisecond
 N_THOUGHT = 16  # rare tokens that the target thinks of at once at most …
 NEAR_LARGEST = 10.0  # … their logits this far below the largest, at most
-SPACE = "\u0120"  # in the texts of a byte-level vocabulary
-LEADS = SPACE + "._([\"'/-<$"  # what stands before words, in one token with them
+N_CHARACTER = 512  # of SentencePiece's that stay
+SPACES = {"gpt2": "\u0120", "llama": "\u2581"}  # in the texts of byte-pair vocabularies
+LEADS = "._([\"'/-<$"  # what else stands before words, in one token with them
 LEAST_WORD = 3  # characters of a word that is looked for with others of them
 
 
 class DraftHead:
     """Which tokens the rows of a packed output matrix belong to.
 
-    At first they are the vocabulary's first. Whoever changes or uses them holds the lock of the target's threads.
+    At first most are the vocabulary's first. Whoever changes or uses them holds the lock of the target's threads.
 
     Args:
         weights: where the matrix is packed.
         weight: the matrix, cut to its first rows.
         n_frequent: rows that stay.
         n_token: first tokens that both models have.
-        tokenizer: of the target; its vocabulary is byte-level, the most frequent tokens first.
+        tokenizer: of the target; ``is_by_frequency`` holds for its vocabulary.
 
     Attributes:
         tokens: what the rows stand for at present; replaced, never changed.
@@ -52,9 +54,18 @@ class DraftHead:
         self, weights: DraftWeights, weight: Weight, n_frequent: int, n_token: int, tokenizer: Tokenizer
     ) -> None:
         self._weights, self._weight, self._n_token, self._tokenizer = weights, weight, n_token, tokenizer
-        self._n_frequent = min(n_frequent, weight.n_out)
-        self._rows = OrderedDict((i, i) for i in range(self._n_frequent, weight.n_out))  # by token, oldest use first
+        n_stay = min(n_frequent, weight.n_out)
+        characters = list(
+            islice(_characters(tokenizer.vocabulary, weight.n_out, n_token), min(N_CHARACTER, n_stay // 2))
+        )
+        self._n_first = n_stay - len(characters)
+        self._space = SPACES[tokenizer.vocabulary.model]
         self._missing: dict[int, None] = {}  # tokens that wait for a row
+        rows = range(self._n_first, n_stay)
+        if characters:
+            weights.exchange_rows(weight, rows, characters)
+        self._stay = dict(zip(characters, rows, strict=True))
+        self._rows = OrderedDict((i, i) for i in range(n_stay, weight.n_out))  # by token, oldest use first
         self.tokens = self._tokens()
 
     def want(self, token_ids: Iterable[int], *, at_once: bool) -> None:
@@ -70,7 +81,7 @@ class DraftHead:
         for token_id in token_ids:
             if token_id in self._rows:
                 self._rows.move_to_end(token_id)
-            elif self._n_frequent <= token_id < self._n_token:
+            elif self._n_first <= token_id < self._n_token and token_id not in self._stay:
                 self._missing[token_id] = None
         if self._rows and len(self._missing) >= (1 if at_once else N_MISSING):
             self._exchange(list(self._missing)[-len(self._rows) :])
@@ -92,31 +103,47 @@ class DraftHead:
             yield token_id
 
     def _kin(self, token_id: int) -> Iterator[int]:
-        text, ids = self._tokenizer.vocabulary.texts[token_id], self._tokenizer.vocabulary.ids
-        word = text.lstrip(LEADS)
+        text, ids, space = self._tokenizer.vocabulary.texts[token_id], self._tokenizer.vocabulary.ids, self._space
+        word = text.lstrip(space + LEADS)
         if len(word) < LEAST_WORD:
             return
         for form in dict.fromkeys((word, word[0].swapcase() + word[1:])):
-            for lead in ("", *LEADS):
+            for lead in ("", space, *LEADS):
                 kin = ids.get(lead + form, token_id)
                 if kin != token_id:
                     yield kin
-        if text == SPACE + word and word not in ids and word.isascii() and word.isalpha():
+        if text == space + word and word not in ids and word.isascii() and word.isalpha():
             yield from self._tokenizer.encode(word, add_special=False)
 
     def thought_of(self, logits: NDArray[np.float32]) -> list[int]:
         """Return the rare tokens that the target thinks of, by its logits [n_vocab], the likeliest last."""
-        rare = logits[self._n_frequent :]
+        rare = logits[self._n_first :]
         index = largest(rare, N_THOUGHT)
         index = index[rare[index] > logits.max() - NEAR_LARGEST]
-        result: list[int] = (index[np.argsort(rare[index])] + self._n_frequent).tolist()
+        result: list[int] = (index[np.argsort(rare[index])] + self._n_first).tolist()
         return result
 
     def _tokens(self) -> DraftTokens:
-        n = self._n_frequent
-        rare, rows = (np.fromiter(x, np.int64, len(self._rows)) for x in (self._rows.keys(), self._rows.values()))
-        order = np.argsort(rare)
-        return DraftTokens(np.concatenate((np.arange(n), rare[order])), n, rows[order])
+        n, places = self._n_first, {**self._stay, **self._rows}
+        others, rows = (np.fromiter(x, np.int64, len(places)) for x in (places.keys(), places.values()))
+        order = np.argsort(others)
+        return DraftTokens(np.concatenate((np.arange(n), others[order])), n, rows[order])
+
+
+def is_by_frequency(vocabulary: Vocabulary) -> bool:
+    """Return whether tokens are in the order in which pairs were merged, as far as they come of pairs."""
+    if vocabulary.model == "llama":  # SentencePiece of the byte-pair kind; the other one has probabilities
+        scores = vocabulary.scores[(vocabulary.attrs & Attr.NORMAL) != 0]
+        return len(scores) > 0 and bool((scores[1:] < scores[:-1]).all()) and bool((np.rint(scores) == scores).all())
+    return vocabulary.model == "gpt2"
+
+
+def _characters(vocabulary: Vocabulary, start: int, stop: int) -> Iterator[int]:
+    """Yield SentencePiece's single characters among some tokens, the frequent ones first."""
+    if vocabulary.model == "llama":
+        for token_id in range(start, stop):
+            if len(vocabulary.texts[token_id]) == 1 and vocabulary.has(token_id, Attr.NORMAL):
+                yield token_id
 
 
 def output_matrix(program: Program) -> Weight:

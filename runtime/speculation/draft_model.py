@@ -22,7 +22,7 @@ from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvPages, KvSequence
 from ..models import build_model
 from ..skim import skim
-from .draft_head import N_EXCHANGED, N_FREQUENT, DraftHead, cut_head, output_matrix
+from .draft_head import N_EXCHANGED, N_FREQUENT, DraftHead, cut_head, is_by_frequency, output_matrix
 from .draft_weights import DraftWeights, Progress
 from .model_source import N_OUT, N_TOK, ModelSource
 from .picking import DraftTokens
@@ -95,7 +95,7 @@ class DraftModel:
             vocabulary = VocabularyMap.between(file, target.tokenizer)
             program = model.program
             n_head = n_same = vocabulary.n_shared if vocabulary.is_same else hp.n_vocab
-            if vocabulary.is_same and file.metadata.optional("tokenizer.ggml.model", str, "") == "gpt2":
+            if vocabulary.is_same and is_by_frequency(target.tokenizer.vocabulary):
                 n_head = min(n_frequent + n_exchanged, n_same)
             program = cut_head(program, n_head)
             program, reading = prepare(program), prepare(skim(program, 2 * hp.n_layer // 3))

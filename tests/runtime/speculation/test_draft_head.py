@@ -17,10 +17,11 @@ from llmrun.runtime.engine import Engine
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.speculation import draft_head
-from llmrun.runtime.speculation.draft_head import N_MISSING, SPACE, DraftHead, output_matrix
+from llmrun.runtime.speculation.draft_head import N_MISSING, SPACES, DraftHead, is_by_frequency, output_matrix
 from llmrun.runtime.speculation.draft_model import DraftModel
 from llmrun.runtime.speculation.settings import SpeculationSettings
 from llmrun.runtime.speculation.source import Guess
+from llmrun.runtime.tokenizer.vocabulary import Attr
 
 from ... import tiny_models
 from ..bits import assert_same_bits
@@ -29,6 +30,7 @@ from .drafters import FixedPlanner
 from .test_draft_model import AffordingSource, greedy_answer
 
 N_FREQUENT, N_EXCHANGED = 40, 24  # of 301 tokens
+SPACE = SPACES["gpt2"]
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +103,7 @@ def test_a_few_tokens_wait_for_others(draft):
 
 
 def head_of(texts, encode=None, n_out=8):
-    vocabulary = SimpleNamespace(texts=texts, ids={text: i for i, text in enumerate(texts)})
+    vocabulary = SimpleNamespace(model="gpt2", texts=texts, ids={text: i for i, text in enumerate(texts)})
     return DraftHead(
         None, SimpleNamespace(n_out=n_out), n_out, 99, SimpleNamespace(vocabulary=vocabulary, encode=encode)
     )
@@ -120,8 +122,46 @@ def test_a_word_that_is_several_tokens_without_its_space():
     assert list(head.of_text([2])) == [0, 1, 2]
 
 
+def sentencepiece():
+    """Return a vocabulary: control and byte tokens, pairs by frequency, then characters by frequency."""
+    texts = ["<s>", "<0x41>", "in", "▁t", "the", "▁the", "▁", "e", "Z", "é"]
+    attrs = [Attr.CONTROL, Attr.BYTE, *[Attr.NORMAL] * 8]
+    scores = [0, 0, *(-float(i) for i in range(8))]
+    return SimpleNamespace(
+        model="llama", texts=texts, ids={text: i for i, text in enumerate(texts)},
+        attrs=np.array(attrs, np.uint8), scores=np.array(scores, np.float32), has=lambda i, attr: bool(attrs[i] & attr),
+    )  # fmt: skip
+
+
+def test_vocabularies_in_order_of_frequency():
+    vocabulary = sentencepiece()
+    assert is_by_frequency(vocabulary)
+    vocabulary.scores[4] = vocabulary.scores[3]
+    assert not is_by_frequency(vocabulary)
+    vocabulary.scores[:] = np.linspace(-1, -9.5, 10)  # logarithms of probabilities
+    assert not is_by_frequency(vocabulary)
+    assert is_by_frequency(SimpleNamespace(model="gpt2"))
+    assert not is_by_frequency(SimpleNamespace(model="t5"))
+
+
+def test_frequent_characters_stay(monkeypatch):
+    monkeypatch.setattr(draft_head, "N_CHARACTER", 2)
+    exchanged = []
+    weights = SimpleNamespace(exchange_rows=lambda _, rows, with_rows: exchanged.append((list(rows), list(with_rows))))
+    tokenizer = SimpleNamespace(vocabulary=sentencepiece(), encode=None)
+    head = DraftHead(weights, SimpleNamespace(n_out=7), 6, 10, tokenizer)
+    assert exchanged == [([4, 5], [7, 8])]
+    assert head.tokens.ids.tolist() == [0, 1, 2, 3, 6, 7, 8]
+    for wanted, rare in ((9, 9), (4, 4), (7, 4), (5, 5), (6, 6)):
+        head.want([wanted], at_once=True)
+        assert head.tokens.ids.tolist() == sorted([0, 1, 2, 3, 7, 8, rare])
+    assert list(head.of_text([5])) == [4, 5]
+
+
 def test_what_the_target_thinks_of():
-    head = DraftHead(None, SimpleNamespace(n_out=60), 40, 300, None)
+    head = DraftHead(
+        None, SimpleNamespace(n_out=60), 40, 300, SimpleNamespace(vocabulary=SimpleNamespace(model="gpt2"))
+    )
     logits = np.linspace(-50, -20, 300).astype(np.float32)
     logits[[7, 250, 45]] = 12.0, 11.0, 3.0
     assert head.thought_of(logits) == [45, 250]  # the likeliest last
