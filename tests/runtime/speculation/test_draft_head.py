@@ -14,6 +14,7 @@ from llmrun.quant.narrow import narrow
 from llmrun.quant.pack import pack
 from llmrun.quant.unpack import unpack
 from llmrun.runtime.engine import Engine
+from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.sampling.settings import SamplerSettings
 from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.speculation import draft_head
@@ -244,3 +245,22 @@ def test_rows_that_are_no_numbers_are_refused(draft, monkeypatch):
     after = rows_of(draft)
     assert before.keys() == after.keys()
     assert all((before[i] == after[i]).all() for i in before)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "qwen3", "phi3"])
+def test_matrices_of_all_kinds_of_models_are_cut(tiny_path, name):
+    """The model drafts for itself: its logits are those of its tokens, some of them exchanged."""
+    path = tiny_path(name, "Q4_0")
+    with Engine.open(path, n_ctx=160, n_threads=1, n_ubatch=32) as engine:
+        whole, cut = (DraftModel.open(path, engine, n_frequent=n, n_exchanged=N_EXCHANGED) for n in (999, N_FREQUENT))
+        cut.head.want([300, 200, 100], at_once=True)
+        found = []
+        for draft in (whole, cut):
+            sequence = KvSequence(draft.pages, draft.n_ctx)
+            draft.run(sequence, [5, 6, 7], n_output=1)
+            found.append(draft.tokens.logits(draft.executor.output("logits", 1)[0]))
+            sequence.close()
+        assert {100, 200, 300} <= set(cut.tokens.ids.tolist())
+        assert_same_bits(found[1], found[0][cut.tokens.ids])
+        whole.close()
+        cut.close()
