@@ -81,6 +81,7 @@ class GgufWeights(DescribedWeights[TensorInfo]):
         self._memory = Slabs()
         self._tables: dict[str, NDArray[np.uint8]] = {}
         self._vectors: dict[str, F32] = {}
+        self._fetched: set[str] = set()
 
     def _run_type(self, tensor: TensorInfo) -> GgmlType:
         with self._naming_file():
@@ -195,8 +196,13 @@ class GgufWeights(DescribedWeights[TensorInfo]):
         for table in weights_of("embed"):
             n_packed_row = sum(w.n_out for w in weights_of("matmul") if w.name == table.name)
             if self.has(table.name) and n_packed_row < table.n_out:
-                info = self._file.tensors[table.name]
-                threading.Thread(target=self._file.fetch, args=(info,), daemon=True).start()
+                self.fetch(table.name)
+
+    def fetch(self, name: str) -> None:
+        """Let the system read a tensor from the disk in the background, once."""
+        if name not in self._fetched:
+            self._fetched.add(name)
+            threading.Thread(target=self._file.fetch, args=(self._file.tensors[name],), daemon=True).start()
 
     def packed_bytes(self, weights: Iterable[Weight]) -> int:
         """Return the bytes that the matrices take when packed."""

@@ -106,9 +106,10 @@ class DraftModel:
             pages = KvPages(hp.n_layer, hp.n_head_kv, hp.n_embd_head, n_ctx + PAGE_SLOTS)
             executor = ThreadedExecutor(program, weights, pages, kernels, target.team, n_tok=N_TOK, n_out=N_OUT)
             reader = executor.with_program(reading)
-            head = None
+            head, output = None, output_matrix(program)
             if n_head < n_same:
-                head = DraftHead(weights, output_matrix(program), n_frequent, n_same, target.tokenizer)
+                weights.fetch(output.name)  # rows of it are looked up
+                head = DraftHead(weights, output, n_frequent, n_same, target.tokenizer)
             return cls(file, executor, reader, pages, kernels, vocabulary, head, target.lock, n_ctx, n_byte)
         except BaseException:
             file.close()

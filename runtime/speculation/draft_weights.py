@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from ...formats.errors import CapacityError
-from ...formats.ggml_types import GgmlType, row_bytes
+from ...formats.ggml_types import GgmlType
 from ...formats.record import replace
 from ...quant.narrow import can_narrow
 from ...quant.pack import copy_rows
@@ -56,7 +56,7 @@ class DraftWeights(GgufWeights):
         assert self._machine is not None, "load_for comes first"
         self._file.check_mapped()
         info = self._file.tensors[weight.name]
-        data = self._file.data(info).reshape(-1, row_bytes(info.ggml_type, weight.n_in))[with_rows].reshape(-1)
+        data = self.table(replace(weight, n_out=info.shape[0]))[with_rows].reshape(-1)
         packed = allocate(weight.name, GgmlType[weight.packed], len(rows), weight.n_in, info.ggml_type)
         with self._naming_file():
             if is_narrowed(weight):

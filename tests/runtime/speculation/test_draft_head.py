@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType
 
 from llmrun.formats.errors import FormatError
 from llmrun.formats.ggml_types import GgmlType
+from llmrun.formats.gguf import GgufFile
 from llmrun.formats.record import replace
 from llmrun.quant.narrow import narrow
 from llmrun.quant.pack import pack
@@ -92,6 +93,21 @@ def test_those_not_wanted_for_longest_make_room(draft):
     assert rare() == {50, 51, *range(200, 222)}
     draft.head.want(range(230, 301), at_once=True)  # more than there is room for
     assert rare() == set(range(301 - N_EXCHANGED, 301))
+
+
+def test_a_file_that_is_not_mapped_is_read_once(target, tiny_path, monkeypatch):
+    """The matrix is the embeddings', or one of its own."""
+    for name in ("qwen2", "llama"):
+        draft = DraftModel.open(
+            tiny_path(name, "Q8_0"), target, use_mmap=False, n_frequent=N_FREQUENT, n_exchanged=N_EXCHANGED
+        )
+        draft.head.want([100], at_once=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(GgufFile, "data", None)
+            draft.head.want([200, 201], at_once=True)
+        want = rows_of_file(draft)
+        assert all((row == want[token_id]).all() for token_id, row in rows_of(draft).items())
+        draft.close()
 
 
 def test_a_few_tokens_wait_for_others(draft):
@@ -238,6 +254,7 @@ def test_rows_that_are_no_numbers_are_refused(draft, monkeypatch):
     row = data.reshape(301, -1)[200]
     row[:2] = np.array([np.inf], np.float16).view(np.uint8)
     monkeypatch.setattr(type(draft._file), "data", lambda *_: data)
+    draft.executor.weights._tables.clear()
     before = rows_of(draft)
     with pytest.raises(FormatError, match="infinite or NaN"):
         draft.head.want([100, 200], at_once=True)
