@@ -85,15 +85,18 @@ class GgufFile:
         except KeyError:
             raise FormatError(f"{self.path}: tensor {quote(name)} is missing") from None
 
-    def data(self, info: TensorInfo) -> Bytes:
-        """Return the bytes of a tensor, u8 [n_bytes]: a read-only view when mapped, a fresh array otherwise.
+    def data(self, info: TensorInfo, start: int = 0, stop: int | None = None) -> Bytes:
+        """Return the bytes of a tensor, or some of them: u8, a read-only view when mapped, a fresh array otherwise.
 
         A view starts at a multiple of the file's alignment, no more.
 
         Raises:
             FormatError: the file cannot be read any more.
         """
-        return self._files[info.shard].array(info.offset, info.n_bytes)
+        stop = info.n_bytes if stop is None else stop
+        if not 0 <= start <= stop <= info.n_bytes:
+            raise ValueError(f"bytes {start} to {stop} of a tensor of {info.n_bytes}")
+        return self._files[info.shard].array(info.offset + start, stop - start)
 
     def release(self, info: TensorInfo, start: int = 0, stop: int | None = None) -> None:
         """Drop the resident pages of some bytes of a tensor, or of all; they come back from the file when touched.

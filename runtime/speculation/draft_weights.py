@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from ...formats.errors import CapacityError
-from ...formats.ggml_types import GgmlType
+from ...formats.ggml_types import GgmlType, row_bytes
 from ...formats.record import replace
 from ...quant.narrow import can_narrow
 from ...quant.pack import copy_rows
@@ -56,7 +58,8 @@ class DraftWeights(GgufWeights):
         assert self._machine is not None, "load_for comes first"
         self._file.check_mapped()
         info = self._file.tensors[weight.name]
-        data = self.table(replace(weight, n_out=info.shape[0]))[with_rows].reshape(-1)
+        n_byte = row_bytes(info.ggml_type, weight.n_in)
+        data = np.concatenate([self._file.data(info, n_byte * i, n_byte * (i + 1)) for i in with_rows])
         packed = allocate(weight.name, GgmlType[weight.packed], len(rows), weight.n_in, info.ggml_type)
         with self._naming_file():
             if is_narrowed(weight):

@@ -92,6 +92,10 @@ def test_reads_back_what_was_written(tmp_path_factory, metadata, tensors, alignm
             assert (info.ggml_type, info.shape, info.n_weights) == (kind, shape, np.prod(shape))
             assert info.offset % (alignment or 32) == 0
             assert np.array_equal(model.data(info), raw.ravel())
+            part = slice(info.n_bytes // 3, info.n_bytes - 1)
+            assert np.array_equal(model.data(info, part.start, part.stop), raw.ravel()[part])
+            with pytest.raises(ValueError, match="of a tensor of"):
+                model.data(info, 0, info.n_bytes + 1)
 
 
 def directory(model):
