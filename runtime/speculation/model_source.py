@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 F32 = NDArray[np.float32]
 
 N_TOK = 64  # rows of a pass that catches up
+N_LOOK = 2048  # tokens of a text that are looked at for what the draft should be able to say
 N_OUT = 3  # rows with which copies are looked at: so many take hardly longer than one (bench/LOG.md)
 
 # Tokens of a text that are read at first, what is before them as that pays: the answer's own tokens tell a draft model
@@ -145,7 +146,7 @@ class ModelSource:
         head, thoughts, self._thoughts = self._model.head, self._thoughts, []
         if head is not None:
             n, self._n_wanted = self._n_wanted, len(self._history)
-            wanted = [*thoughts, *head.of_text(self._history[n:])]
+            wanted = [*thoughts, *head.of_text(self._history[max(n, len(self._history) - N_LOOK) :])]
             with self._lock:
                 head.want(wanted, at_once=n == 0)
 
