@@ -82,7 +82,8 @@ class VocabularyMap:
     def further(self, ids: Iterable[int]) -> list[int]:
         """Return the draft's ids of tokens that continue a text."""
         if self._draft is None:
-            return [i for i in ids if i < self.n_shared]
+            n = self.n_shared
+            return [i for i in ids if i < n]
         result: list[int] = []
         for token_id in ids:
             known = self._to_draft.get(token_id)

@@ -47,7 +47,7 @@ class FixedPlanner:
 
     def __init__(self, source, lengths):
         self._source, self._lengths, self._step = source, lengths, 0
-        self.n_row, self.n_right, self.limits = [], [], []
+        self.n_row, self.n_right, self.limits, self.likeliest = [], [], [], []
 
     def begin(self, prompt, answer, settings):
         if self._source is not None:
@@ -64,6 +64,7 @@ class FixedPlanner:
 
     def verified(self, n_right, logits):
         self.n_right.append(n_right)
+        self.likeliest.append(int(logits.argmax()))
         self._source.shown(logits)
 
     def end(self, context, decode_s):

@@ -29,7 +29,7 @@ class ChancySource:
     """Right with the chance that ``chance(tokens generated)`` says; a guess takes ``guess_s``, the first more."""
 
     priors = (0.7,)
-    n_guess = 0
+    n_guess = n_shown = 0
     expected_s = 0.0
     n_agree = 0  # copies that it can tell whether it would have guessed
 
@@ -75,7 +75,7 @@ class ChancySource:
         return iter(())
 
     def shown(self, logits):
-        pass
+        self.n_shown += 1
 
     def close(self):
         pass

@@ -207,6 +207,16 @@ def test_a_draft_that_is_wrong_at_first_is_tried_again(monkeypatch):
     assert spent < 0.8 * plain
 
 
+def test_a_source_is_shown_where_its_drafts_ended(monkeypatch):
+    """The one whose draft it was, once for each."""
+    machine = Machine(monkeypatch, WIDE, {n: WIDE(n) for n in (1, 2, 4, 8, 16)})
+    draft = machine.source("draft", always(0.9), is_free=False, guess_s=0.01)
+    copies = machine.source("ngram", lambda i: 0.95 * (i > 100), is_free=True)
+    _, _, _, stats = machine.generate([copies, draft], 200)
+    for source in (draft, copies):
+        assert source.n_shown == stats.sources[source.name].n_pass > 0
+
+
 def test_after_a_pause_a_source_is_asked_more_than_once(monkeypatch):
     """What it reads then is paid for: one wrong guess must not send it back to sleep."""
     seconds = [0.05 * (1 + 0.25 * (n - 1)) for n in range(1, 65)]

@@ -115,6 +115,20 @@ def test_every_sampler(targets, sampler):
     assert len(planner.n_row) < 39  # passes
 
 
+def test_planners_see_the_logits_behind_the_last_right_token(targets):
+    want, got, planner = plain_and_drafted(
+        targets(), token_ids("p", 20), params(sampler=SamplerSettings(temperature=0.0), max_tokens=40),
+        lambda truth: FixedPlanner(ListedSource(truth, 301, 0.25), [5]),
+    )  # fmt: skip
+    assert got == want
+    tokens, at = [token_id for token_id, _, _ in want[0]], 1  # greedy: the likeliest is the token that follows
+    for n_right, likeliest in zip(planner.n_right, planner.likeliest, strict=True):
+        at += n_right
+        assert likeliest == tokens[at]
+        at += 1
+    assert len(set(planner.n_right)) > 2
+
+
 @pytest.mark.parametrize("n_threads", [2, 3])
 def test_any_number_of_threads(targets, n_threads):
     settings_ = params(sampler=SAMPLERS[0], max_tokens=12)
