@@ -28,11 +28,11 @@ class Account:
             self._balance, self._n_token = 0.0, 0
         self._n_answer = 0
 
-    def learn(self, n_token: int, price: float) -> None:
-        """Take note of tokens and of the plain steps that they took."""
+    def learn(self, n_token: int, price: float, reading: float = 0.0) -> None:
+        """Take note of tokens and of the plain steps that they took, and that went into reading a text once."""
         self._rate_tokens = RATE_FADE * self._rate_tokens + n_token
         self._rate_price = RATE_FADE * self._rate_price + price
-        self._balance += n_token - price
+        self._balance += n_token - price - reading
         self._n_token += n_token
         self._n_answer += n_token
 

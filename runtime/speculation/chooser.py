@@ -56,7 +56,8 @@ class DraftChooser:
         account: what may be lost by trying, and how many tokens are made anyway.
 
     Attributes:
-        spent_s, price: what sources have taken for the last choice, in seconds and in plain steps.
+        spent_s, price: what sources have taken for the last choice, in seconds and in plain steps,
+        reading: which are without those that went into reading a text.
     """
 
     def __init__(self, costs: StepCosts, account: Account) -> None:
@@ -64,7 +65,7 @@ class DraftChooser:
         self._drafters: Sequence[Drafter] = ()
         self._settings, self._ends = SpeculationSettings(), frozenset[int]()
         self._leftover: list[Guess] = []  # what the last draft said of the tokens to come, after a wrong guess
-        self.spent_s = self.price = 0.0
+        self.spent_s = self.price = self.reading = 0.0
 
     def begin(self, drafters: Sequence[Drafter], settings: SpeculationSettings, ends: frozenset[int]) -> None:
         """Begin an answer, which some tokens end."""
@@ -77,7 +78,7 @@ class DraftChooser:
 
     def choose(self, context: Sequence[int], limit: int) -> Draft | None:
         """Return the draft of at most so many tokens that is worth most, perhaps none."""
-        self.spent_s = self.price = 0.0
+        self.spent_s = self.price = self.reading = 0.0
         best = self._choose(context, limit)
         self._leftover = []
         return best
@@ -258,7 +259,9 @@ class DraftChooser:
         result = function()
         elapsed = time.perf_counter() - started
         self.spent_s += elapsed
-        self.price += drafter.timed(place, elapsed, is_usual=is_usual)
+        price, reading = drafter.timed(place, elapsed, is_usual=is_usual)
+        self.price += price
+        self.reading += reading
         return result
 
     def _expected(self, drafter: Drafter, limit: int) -> float:

@@ -65,7 +65,7 @@ class Controller:
         self._n_prompt = self._n_seen = 0
         self._account = Account()
         self._chooser = DraftChooser(costs, self._account)
-        self._step_s = self._step_price = 0.0  # since the last plan
+        self._step_s = self._step_price = self._step_reading = 0.0  # since the last plan
         self._rests = False  # nothing is planned until the account is no longer empty
         self._passed: Measured | None = None  # the last pass
         self._instead: list[tuple[int, Measured]] = []  # (tokens that a pass made, its time beside a plain step's)
@@ -87,7 +87,7 @@ class Controller:
         self._n_prompt = self._n_seen = len(prompt)
         self._account.begin()
         self._chooser.begin(self._active(), settings, answer.ends)
-        self._step_s = self._step_price = 0.0
+        self._step_s = self._step_price = self._step_reading = 0.0
         self._costs.expire()
         self._stats = SpeculationStats()
         for drafter in self._active():
@@ -129,6 +129,7 @@ class Controller:
         elapsed = time.perf_counter() - started
         self._step_s += elapsed
         self._step_price += self._chooser.price
+        self._step_reading += self._chooser.reading
         if self._costs.is_known:
             self._step_price += (elapsed - self._chooser.spent_s + AFTERMATH_S) / self._costs.plain_s
         return [] if draft is None else [guess.token_id for guess in draft.guesses[: draft.n]]
@@ -194,9 +195,9 @@ class Controller:
         n_new = len(context) - max(self._n_seen, self._n_prompt + 1)  # the first token is the prompt's
         self._n_seen = len(context)
         if self._step_price and n_new > 0:
-            self._account.learn(n_new, self._step_price)
+            self._account.learn(n_new, self._step_price, self._step_reading)
             self._stats.n_token += n_new
             if self._passed is not None:
                 self._instead.append((n_new, self._passed))
             self._stats.spent_s += self._step_s
-            self._step_s = self._step_price = 0.0
+            self._step_s = self._step_price = self._step_reading = 0.0

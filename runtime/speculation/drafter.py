@@ -94,20 +94,29 @@ class Drafter:
         for key in (self._first, self._next):
             self._costs.learn_other(key, seconds)
 
-    def timed(self, place: int, seconds: float, *, is_usual: bool) -> float:
-        """Take note of the time of one guess; return what it cost in plain steps.
+    def timed(self, place: int, seconds: float, *, is_usual: bool) -> tuple[float, float]:
+        """Take note of the time of one guess; return what it and the reading before it cost in plain steps.
 
         Args:
             place: in the draft, from 0.
             seconds: the time.
-            is_usual: whether another one will take as long; after a pause the text since then is read first.
+            is_usual: whether another guess will take as long; after a pause the text since then is read first.
         """
         self.stats.draft_s += seconds
-        price = seconds / self._costs.plain_s
+        read_s, self.source.read_s = min(self.source.read_s, seconds), 0.0
+        plain_s = self._costs.plain_s
+        expected = self.source.expected_s / plain_s
         if not is_usual:
-            # A reading that was very slow, as the first of a process may be, is not the draft's fault.
-            usual = max(self.first, self.source.expected_s / self._costs.plain_s)
-            return usual if self.source.expected_s and price > OUTLIER * usual else price
+            price = _undisturbed(seconds / plain_s, max(self.first, expected) if expected else 0.0)
+            guess = min(price, self.first)
+            return guess, price - guess
         key = self._next if place else self._first
-        self._costs.learn_other(key, seconds)
-        return min(price, OUTLIER * (self._costs.other(key) or price))  # a disturbance is not the draft's fault
+        self._costs.learn_other(key, seconds - read_s)
+        guess = (seconds - read_s) / plain_s
+        guess = min(guess, OUTLIER * (self._costs.other(key) or guess))
+        return guess, _undisturbed(read_s / plain_s, expected)
+
+
+def _undisturbed(price: float, usual: float) -> float:
+    """Return a price, or the usual one (0: not known) of what was very slow: the first reading of a process may be."""
+    return usual if usual and price > OUTLIER * usual else price

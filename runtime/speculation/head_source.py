@@ -49,7 +49,7 @@ class HeadSource:
         self._text: list[int] = []
         self._start = 0  # position of the window's first row
         self._n_read = 0  # slots with rows of the target and tokens of the text
-        self.budget_s = self.expected_s = 0.0
+        self.budget_s = self.expected_s = self.read_s = 0.0
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Keep what was read of a text that begins like the prompt; nothing is computed yet."""
@@ -129,7 +129,8 @@ class HeadSource:
             self._run(self._text[position + 1 : stop + 1], states, has_output=stop == n_row)
             self._n_read = stop - self._start
         if n_row - first >= N_TOK // 4:
-            self._model.row_s = (time.perf_counter() - started) / (n_row - first)
+            self.read_s = time.perf_counter() - started
+            self._model.row_s = self.read_s / (n_row - first)
 
     def _run(self, ids: list[int], states: F32, *, has_output: bool = True) -> None:
         with self._lock:

@@ -67,7 +67,7 @@ class ModelSource:
         self._n_wanted = 0  # tokens of the text that the draft is able to say, as far as there is room
         self._thoughts: list[int] = []  # what the target thought of since
         self.n_agree = N_OUT - 1 if model.vocabulary.is_same else 0
-        self.budget_s = self.expected_s = 0.0
+        self.budget_s = self.expected_s = self.read_s = 0.0
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Translate the prompt; nothing is computed yet."""
@@ -234,6 +234,7 @@ class ModelSource:
         new = self._ids[len(self._ids) - n_new :]
         for i in range(0, n_skim, N_TOK):
             self._run(new[i : min(i + N_TOK, n_skim)], n_output=0)
+        self.read_s = time.perf_counter() - started
         rows = self._run([*new[n_skim:], *ahead], n_output=1 + len(ahead))
         self._n_sure = len(self._cached) - len(ahead)
         if sum(parts) >= FIRST_WINDOW:

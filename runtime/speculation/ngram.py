@@ -38,7 +38,7 @@ class NgramSource:
     priors: Sequence[float] = PRIORS
     is_free = True
     n_agree = 0
-    budget_s = expected_s = 0.0
+    budget_s = expected_s = read_s = 0.0
 
     def __init__(self) -> None:
         self._corpus: list[int] = []

@@ -56,6 +56,7 @@ class DraftSource(Protocol):
         budget_s: seconds that reading the text before the first guess may take; set before each guess where
             guessing is not free.
         expected_s: seconds that reading before the last guess should have taken by all that was known; 0: not known.
+        read_s: seconds that went into reading since somebody last looked and set it to 0: spent once, whatever comes.
         n_agree: most of another source's tokens that it looks at in about the time of a guess; 0: it cannot.
     """
 
@@ -64,6 +65,7 @@ class DraftSource(Protocol):
     is_free: bool
     budget_s: float
     expected_s: float
+    read_s: float
     n_agree: int
 
     def begin(self, context: Sequence[int], answer: Answer) -> None:

@@ -12,6 +12,7 @@ from llmrun.runtime.speculation.source import Answer, Guess
 from llmrun.runtime.speculation.speed_file import SpeedFile
 
 N_PROMPT = 50
+PIECE_S = 0.08  # of a text that is read
 ANSWER = Answer(sampler=None, seed=1, sample=0, ends=frozenset())
 
 
@@ -26,23 +27,27 @@ class Clock:
 
 
 class ChancySource:
-    """Right with the chance that ``chance(tokens generated)`` says; a guess takes ``guess_s``, the first more."""
+    """Right with the chance that ``chance(tokens generated)`` says; a guess takes ``guess_s``, the first more.
+
+    ``text_s`` is what reading all of a text takes, before each draft as many pieces as may be spent on.
+    """
 
     priors = (0.7,)
     n_guess = n_shown = 0
-    expected_s = 0.0
+    expected_s = read_s = 0.0
     n_agree = 0  # copies that it can tell whether it would have guessed
 
-    def __init__(self, name, chance, machine, *, is_free, guess_s=0.0, start_s=0.0):
+    def __init__(self, name, chance, machine, *, is_free, guess_s=0.0, start_s=0.0, text_s=0.0):
         self.name, self.is_free = name, is_free
         self._chance, self._machine, self._guess_s, self._start_s = chance, machine, guess_s, start_s
+        self._text_s = text_s
         self._random = random.Random(name)
 
     def begin(self, context, answer):
         self._is_started = False
 
     def guess(self, context):
-        self._at, self._is_unread = len(context), True
+        self._at, self._n_context, self._is_unread = len(context), len(context), True
         return self._guesses()
 
     def _guesses(self):
@@ -58,6 +63,10 @@ class ChancySource:
         if not self._is_started:
             self._is_started = True
             self._machine.spend(self._start_s)
+        if self._text_s > 0 and self._at == self._n_context:
+            expected_s = min(self._text_s, self.budget_s // PIECE_S * PIECE_S)
+            self._text_s -= expected_s
+            self.read_s, self.expected_s = self._machine.spend(expected_s), expected_s
         if self._is_unread:
             self._machine.spend(self._guess_s)
         self._is_unread = False

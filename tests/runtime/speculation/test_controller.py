@@ -43,6 +43,29 @@ def test_a_bad_draft_model_costs_at_most_three_percent(monkeypatch, pass_s, is_k
     assert spent <= 1.03 * plain
 
 
+@MACHINES
+@pytest.mark.parametrize("chance", [0.2, 0.5, 0.7, 0.8])
+@pytest.mark.parametrize("n_agree", [0, 3])
+def test_a_long_text_that_brings_nothing_costs_at_most_three_percent(monkeypatch, pass_s, chance, n_agree):
+    """What a source reads while it is used is paid for as well: all of this text would take 400 plain steps."""
+    machine = Machine(monkeypatch, pass_s, {n: pass_s(n) for n in (1, 2, 4, 8, 16)})
+    draft = machine.source("draft", always(chance), is_free=False, guess_s=0.009, text_s=20.0)
+    draft.n_agree = n_agree
+    spent, plain, *_ = machine.generate([draft, machine.source("ngram", always(0.5), is_free=True)], 200)
+    assert spent <= 1.03 * plain
+
+
+def test_what_was_read_once_says_nothing_of_what_drafts_are_worth(monkeypatch):
+    """Reading takes 10 plain steps in the middle: drafts are as long after it as without it."""
+    lengths = []
+    for text_s in (0.0, 0.5):
+        machine = Machine(monkeypatch, WIDE, {n: WIDE(n) for n in (1, 2, 4, 8, 16)})
+        draft = machine.source("draft", always(0.9), is_free=False, guess_s=0.009, text_s=text_s)
+        _, _, passes, _ = machine.generate([draft], 200)
+        lengths.append(len(passes))
+    assert lengths[1] <= lengths[0] + 10
+
+
 @pytest.mark.parametrize(("pass_s", "chance"), [(WIDE, 0.95), (WIDE, 0.8), (NARROW, 0.95), (NARROW, 0.8)])
 def test_copies_are_verified_at_nearly_the_best_length(monkeypatch, pass_s, chance):
     machine = Machine(monkeypatch, pass_s)
@@ -157,7 +180,7 @@ def test_on_a_busy_machine_the_promise_holds_and_the_number_is_right(monkeypatch
 class Copying:
     """A free source that says nothing by itself, and goes on with a draft of the text 0, 1, 2, … from some token on."""
 
-    name, priors, is_free, budget_s, n_agree = "copies", (0.9,), True, 0.0, 0
+    name, priors, is_free, budget_s, read_s, n_agree = "copies", (0.9,), True, 0.0, 0.0, 0
 
     def begin(self, context, answer):
         pass
@@ -360,5 +383,16 @@ def test_a_reading_that_took_very_long_counts_as_what_it_should_have_taken(monke
     source.expected_s = expected_s
     drafter = Drafter(source, costs)
     drafter.expect(0.025)
-    assert drafter.timed(0, 0.5, is_usual=False) == pytest.approx(price)
-    assert drafter.timed(0, 0.02, is_usual=False) == pytest.approx(0.2)
+    assert sum(drafter.timed(0, 0.5, is_usual=False)) == pytest.approx(price)
+    assert sum(drafter.timed(0, 0.02, is_usual=False)) == pytest.approx(0.2)
+
+
+def test_what_a_source_in_use_reads_is_paid_for_and_no_price_of_a_guess(monkeypatch):
+    costs = StepCosts({}, 0.1)
+    source = Machine(monkeypatch, WIDE).source("draft", always(0.9), is_free=False)
+    drafter = Drafter(source, costs)
+    drafter.expect(0.02)
+    source.read_s = source.expected_s = 0.5
+    assert drafter.timed(0, 0.52, is_usual=True) == pytest.approx((0.2, 5.0))
+    assert drafter.timed(0, 0.02, is_usual=True) == pytest.approx((0.2, 0.0))
+    assert drafter.first == pytest.approx(0.2)
