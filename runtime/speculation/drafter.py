@@ -108,8 +108,8 @@ class Drafter:
         expected = self.source.expected_s / plain_s
         if not is_usual:
             price = _undisturbed(seconds / plain_s, max(self.first, expected) if expected else 0.0)
-            guess = min(price, self.first)
-            return guess, price - guess
+            reading = price * read_s / seconds if seconds else 0.0
+            return price - reading, reading
         key = self._next if place else self._first
         self._costs.learn_other(key, seconds - read_s)
         guess = (seconds - read_s) / plain_s

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ...formats.errors import LlmrunError
 from ..kernels.layout import PAGE_SLOTS
 from ..kv_cache import KvSequence
+from .earlier_text import LEAST_PIECE, EarlierText
 from .picking import PRIORS, pick
 from .source import Answer, Guess
 
@@ -30,7 +31,6 @@ N_OUT = 3  # rows with which copies are looked at: so many take hardly longer th
 # Tokens of a text that are read at first, what is before them as that pays: the answer's own tokens tell a draft model
 # nearly all that the end of the prompt would (bench/LOG.md).
 FIRST_WINDOW = 12
-LEAST_PIECE = 16  # tokens before the window that are worth a pass of their own
 SKIMMED = 0.7  # what a token takes of which only keys and values are wanted (``DraftModel.run``): so much of another
 STEP_TOKENS = 5  # tokens of a text that are read in the time of a step, until that is known
 
@@ -58,8 +58,10 @@ class ModelSource:
         self._ids: list[int] = []  # the text in the draft's vocabulary
         self._start = 0  # where in it the window begins
         self._origin = 0  # token of the text that has position 0; the window never begins before it
-        self._cached: list[int] = []  # what the sequence holds: the window's tokens, perhaps followed by old guesses
-        self._n_hidden = 0  # slots before them that nothing sees: pieces in front are whole pages
+        self._cached: list[int] = []  # what the sequence holds of it, perhaps followed by old guesses
+        self._earlier = EarlierText([], 0, 0)  # what stands before the window
+        self._n_front = 0  # slots in front of the window's, which hold what was read of that
+        self._n_hidden = 0  # of them, those that nothing sees: pieces in front are whole pages
         self._n_sure = 0  # of the cached ones, certainly the window's
         self._n_context = 0
         self._history: list[int] = []  # the context and what is drafted
@@ -72,11 +74,11 @@ class ModelSource:
     def begin(self, context: Sequence[int], answer: Answer) -> None:
         """Translate the prompt; nothing is computed yet."""
         self._answer = answer
-        self._ids = self._model.vocabulary.prompt(context)
+        before, self._ids = self._ids[: self._start], self._model.vocabulary.prompt(context)
         self._n_wanted = 0
         self._n_context = len(context)
         self._n_sure = 0
-        if self._start >= len(self._ids):
+        if self._start >= len(self._ids) or before != self._ids[: self._start]:
             self._restart(len(self._ids))
 
     def guess(self, context: Sequence[int]) -> Iterator[Guess]:
@@ -174,14 +176,15 @@ class ModelSource:
     def _restart(self, start: int) -> None:
         self._start, self._n_sure = start, 0
         self._origin = max(0, min(start, len(self._ids) - self._most))
-        self._n_hidden = 0
+        self._earlier = EarlierText(self._ids, self._origin, start)
+        self._n_front = self._n_hidden = 0
         self._cached.clear()
         self._sequence.rollback(0)
 
     @property
     def _shift(self) -> int:
         """How much larger positions are than slots."""
-        return self._start - self._origin - self._n_hidden
+        return self._start - self._origin - self._n_front
 
     @property
     def _most(self) -> int:
@@ -196,7 +199,7 @@ class ModelSource:
             n += 1
         n = min(n, len(window) - 1)
         del self._cached[max(n, 0) :]
-        self._sequence.rollback(self._n_hidden + len(self._cached))
+        self._sequence.rollback(self._n_front + len(self._cached))
         affordable = self._affordable
         is_full = len(self._ids) - self._origin + N_TOK > self._model.n_ctx
         is_short = self._start > 0 and len(window) < FIRST_WINDOW // 2  # it began where another text was longer
@@ -222,14 +225,15 @@ class ModelSource:
         """
         n_new = len(self._ids) - self._start - len(self._cached)
         n_skim = n_new - FIRST_WINDOW if n_new >= FIRST_WINDOW + LEAST_PIECE else 0
-        n_earlier = self._n_earlier(int((self._affordable - n_new) / SKIMMED))
+        started = time.perf_counter()
+        earlier = self._earlier.choose(self._ids, int((self._affordable - n_new) / SKIMMED))
+        n_earlier = sum(stop - start for start, stop in earlier)
         parts = SKIMMED * n_earlier, SKIMMED * n_skim, n_new - n_skim  # in tokens that are read whole
         step_s = self._model.step_s  # that a pass takes at least
         if step_s < math.inf:
             self.expected_s = sum(max(step_s, n * self._token_s) for n in parts if n)
-        started = time.perf_counter()
-        if n_earlier:
-            self._read_earlier(n_earlier)
+        for start, stop in earlier:
+            self._read_earlier(start, stop)
         ahead = self._ahead(n_new, copied)
         new = self._ids[len(self._ids) - n_new :]
         for i in range(0, n_skim, N_TOK):
@@ -241,29 +245,22 @@ class ModelSource:
             self._model.token_s = (time.perf_counter() - started) / sum(parts)
         return rows
 
-    def _n_earlier(self, most: int) -> int:
-        """Return how many tokens before the window are read now: all that are left, or whole pages."""
-        left = self._start - self._origin
-        if left % PAGE_SLOTS >= LEAST_PIECE and left <= most:
-            return left
-        return max(0, min(left, most)) // PAGE_SLOTS * PAGE_SLOTS
-
-    def _read_earlier(self, n: int) -> None:
-        """Read as many tokens before the window, by themselves, and begin the window with them."""
-        start, n_hidden = self._start - n, -n % PAGE_SLOTS
-        piece = KvSequence(self._model.pages, n_hidden + n)
+    def _read_earlier(self, start: int, stop: int) -> None:
+        """Read a piece of what stands before the window by itself, and put it in front."""
+        n_hidden = -(stop - start) % PAGE_SLOTS  # of the very last piece
+        piece = KvSequence(self._model.pages, n_hidden + stop - start)
         try:
             piece.skip(n_hidden)
-            for i in range(start, self._start, N_TOK):
-                ids = self._ids[i : min(i + N_TOK, self._start)]
+            for i in range(start, stop, N_TOK):
+                ids = self._ids[i : min(i + N_TOK, stop)]
                 with self._lock:
                     shift = start - self._origin - n_hidden
                     self._model.run(piece, ids, n_output=0, shift=shift, visible_start=n_hidden)
             self._sequence.prepend(piece)
         finally:
             piece.close()
-        self._cached[:0] = self._ids[start : self._start]
-        self._start, self._n_hidden = start, n_hidden
+        self._n_front += n_hidden + stop - start
+        self._n_hidden = n_hidden
 
     def _run(self, ids: list[int], *, n_output: int = 1) -> F32:
         """Run one pass; return the logits of the last rows, the last one's are kept."""

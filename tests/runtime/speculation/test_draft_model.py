@@ -18,8 +18,9 @@ from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.skim import skim
 from llmrun.runtime.speculation import draft_model, draft_weights
 from llmrun.runtime.speculation.draft_model import DraftModel
+from llmrun.runtime.speculation.earlier_text import LEAST_PIECE, EarlierText
 from llmrun.runtime.speculation.loop import verify
-from llmrun.runtime.speculation.model_source import FIRST_WINDOW, LEAST_PIECE, N_OUT, STEP_TOKENS, ModelSource
+from llmrun.runtime.speculation.model_source import FIRST_WINDOW, N_OUT, STEP_TOKENS, ModelSource
 from llmrun.runtime.speculation.picking import DraftTokens
 from llmrun.runtime.speculation.settings import SpeculationSettings
 from llmrun.runtime.speculation.source import Answer
@@ -235,6 +236,59 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
         assert [next(guesses) for guesses in [source.guess(context)] for _ in range(5)] == alone  # rolled back
         source.close()
         assert len(draft.pages._free) == draft.pages.n_page
+        draft.close()
+
+
+def test_a_piece_of_the_middle_has_the_positions_that_it_has_in_the_text(tiny_path, monkeypatch):
+    """The logits are those of a sequence that holds the piece and the window, and nothing of what is between."""
+    text = token_ids("q", FIRST_WINDOW + 3 * PAGE_SLOTS)
+    place = (PAGE_SLOTS, 2 * PAGE_SLOTS)
+    monkeypatch.setattr(EarlierText, "choose", lambda _, recent, n_token: [place] if n_token >= PAGE_SLOTS else [])
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=512, n_threads=1) as engine:
+        draft = DraftModel.open(tiny_path("llama", "Q4_0"), engine)
+        source = draft.source(KvSequence(engine.pages, 512))
+        source.begin(text, greedy_answer(engine))
+        context = [*text, next(source.guess(text)).token_id]
+        source.budget_s, draft.token_s = 1.0, 1.0 / (2 * PAGE_SLOTS)
+        next(source.guess(context))
+
+        start, sequence = len(text) - FIRST_WINDOW, KvSequence(draft.pages, 512)
+        for begin, end, shift in (
+            (*place, place[0]),
+            (start, len(text), start - PAGE_SLOTS),
+            (len(text), len(context), start - PAGE_SLOTS),
+        ):
+            past = sequence.n_past
+            sequence.append(end - begin)
+            batch = Batch.of_tokens(sequence.page_table, past, context[begin:end], [end - begin - 1], shift=shift)
+            batch.rows[:, ROW_VISIBLE_START // 8] = (
+                past if begin == start else 0
+            )  # the window's first pass saw it alone
+            draft.executor.run(batch)
+        assert (source._logits == draft.executor.output("logits", 1)[0]).all()
+        for held in (sequence, source):
+            held.close()
+        draft.close()
+
+
+def test_a_text_that_begins_otherwise_is_read_anew(tiny_path):
+    """Its end is the same as before, but what was read of its begin is not what stands there now."""
+    text = token_ids("q", FIRST_WINDOW + 2 * PAGE_SLOTS)
+    with Engine.open(tiny_path("llama", "Q8_0"), n_ctx=512, n_threads=1) as engine:
+        draft = DraftModel.open(tiny_path("llama", "Q4_0"), engine)
+        other = [text[0] + 1, *text[1:]]
+        source, new = (draft.source(KvSequence(engine.pages, 512)) for _ in range(2))
+        for reader, prompts in ((source, (text, other)), (new, (other,))):
+            for prompt in prompts:
+                reader.begin(prompt, greedy_answer(engine))
+                reader.budget_s, draft.token_s = 0.0, 0.0
+                next(reader.guess(prompt))
+                reader.budget_s, draft.token_s = 1.0, 1e-6
+                next(reader.guess([*prompt, 7]))
+                assert reader._n_front == 2 * PAGE_SLOTS
+        assert (source._logits == new._logits).all()
+        for held in (source, new):
+            held.close()
         draft.close()
 
 

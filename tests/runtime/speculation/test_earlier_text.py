@@ -1,0 +1,87 @@
+"""What stands before a draft model's window: what has most in common with the text's end is read first."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmrun.runtime.kernels.layout import PAGE_SLOTS
+from llmrun.runtime.speculation.earlier_text import LEAST_PIECE, N_NEAR, N_RECENT, EarlierText
+
+COMMON = 7  # stands in every block
+
+
+def text(n_block, n_rest=0):
+    """Return tokens of which each block has its own, but for a common one: 1000 * (block + 1) and what follows."""
+    blocks = [[1000 * (block + 1) + i for i in range(PAGE_SLOTS - 1)] + [COMMON] for block in range(n_block)]
+    return [*range(1, n_rest + 1), *(token_id for block in blocks for token_id in block)]
+
+
+def recent(*blocks, n=5):
+    """Return last tokens that name the first ones of some blocks, and nothing else."""
+    return [*[COMMON] * N_RECENT, *(1000 * (block + 1) + i for block in blocks for i in range(n))]
+
+
+def test_the_block_that_has_most_in_common_comes_first_and_then_the_one_behind():
+    ids = text(10)
+    earlier = EarlierText(ids, 0, len(ids))
+    for said, wanted in ((recent(3, n=7), 3), (recent(3, n=7), 4), (recent(1), 1), (recent(), 9), (recent(), 8)):
+        places = earlier.choose([*ids, *said], PAGE_SLOTS)
+        assert places == [(wanted * PAGE_SLOTS, (wanted + 1) * PAGE_SLOTS)]
+
+
+def test_what_has_little_in_common_is_not_read_but_right_before_the_window():
+    ids = text(10)
+    earlier = EarlierText(ids, 0, len(ids))
+    said = recent(2, n=2)
+    assert earlier.choose([*ids, *said], len(ids)) == [(PAGE_SLOTS * (10 - N_NEAR), len(ids))]
+    assert earlier.choose([*ids, *said], len(ids)) == []
+    assert earlier.choose([*ids, *recent(2)], len(ids)) == [(2 * PAGE_SLOTS, 3 * PAGE_SLOTS)]
+
+
+def test_only_the_last_tokens_are_looked_for():
+    ids = text(6)
+    earlier = EarlierText(ids, 0, len(ids))
+    said = [*recent(1, n=9), *recent(2), *[COMMON] * (N_RECENT - 5)]
+    assert earlier.choose([*ids, *said], PAGE_SLOTS) == [(2 * PAGE_SLOTS, 3 * PAGE_SLOTS)]
+
+
+def test_a_token_that_stands_in_many_blocks_counts_for_little():
+    ids = text(9)
+    ids[: 6 * PAGE_SLOTS : PAGE_SLOTS] = [5] * 6
+    earlier = EarlierText(ids, 0, len(ids))
+    assert earlier.choose([*recent(6, n=3), 5], PAGE_SLOTS) == [(6 * PAGE_SLOTS, 7 * PAGE_SLOTS)]
+
+
+def test_what_is_left_of_a_page_comes_last_and_with_its_neighbour_in_one_piece():
+    for n_rest in (LEAST_PIECE - 1, LEAST_PIECE):
+        ids = text(N_NEAR, n_rest)
+        earlier = EarlierText(ids, 0, len(ids))
+        assert earlier.choose(ids, len(ids)) == [(0 if n_rest == LEAST_PIECE else n_rest, len(ids))]
+        earlier = EarlierText(ids, 0, len(ids))
+        assert earlier.choose(ids, N_NEAR * PAGE_SLOTS + n_rest - 1) == [(n_rest, len(ids))]
+        assert earlier.choose(ids, n_rest - 1) == []
+        assert earlier.choose(ids, n_rest) == ([(0, n_rest)] if n_rest == LEAST_PIECE else [])
+        assert earlier.choose(ids, 1000) == []
+
+
+@given(
+    st.lists(st.integers(0, 40), max_size=500),
+    st.integers(0, 100),
+    st.lists(st.tuples(st.integers(-5, 300), st.lists(st.integers(0, 40), max_size=30)), max_size=12),
+)
+def test_places_are_read_once_and_no_more_than_may_be(ids, start, asked):
+    start = min(start, len(ids))
+    earlier, read = EarlierText(ids, start, len(ids)), set()
+    for n_token, said in asked:
+        places = earlier.choose([*ids, *said], n_token)
+        tokens = [i for begin, stop in places for i in range(begin, stop)]
+        assert len(tokens) <= max(0, n_token)
+        assert not read & set(tokens)
+        assert set(tokens) <= set(range(start, len(ids)))
+        assert len(set(tokens)) == len(tokens)
+        assert places == sorted(places, reverse=True)
+        for begin, stop in places:
+            assert (len(ids) - stop) % PAGE_SLOTS == 0
+            assert (stop - begin) % PAGE_SLOTS == 0 or begin == start
+        read |= set(tokens)
+        if any((stop - begin) % PAGE_SLOTS for begin, stop in places):
+            assert len(read) == len(ids) - start
