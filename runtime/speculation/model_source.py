@@ -39,9 +39,10 @@ class ModelSource:
     """Lets a draft model guess.
 
     It reads no more of a text than the planner's budget allows: at first a short window of its end, and more once that
-    has paid. What stands before the window is then read piece by piece, each without a look at what is before it, and
-    put in front: what follows sees all of it, which costs hardly an agreement (bench/LOG.md) and saves reading the
-    window again. Source of the idea: parallel context windows, Ratner et al., arXiv 2212.10947.
+    has paid. What stands before the window is then read piece by piece, those first that the text's end has most in
+    common with (``earlier_text.py``), each without a look at what is before it, and put in front: what follows sees all
+    of it, which costs hardly an agreement (bench/LOG.md) and saves reading the window again. Source of the idea:
+    parallel context windows, Ratner et al., arXiv 2212.10947.
 
     Args:
         model: the draft model.
