@@ -239,7 +239,8 @@ class ModelSource:
         new = self._ids[len(self._ids) - n_new :]
         for i in range(0, n_skim, N_TOK):
             self._run(new[i : min(i + N_TOK, n_skim)], n_output=0)
-        self.read_s = time.perf_counter() - started
+        if earlier or n_skim:
+            self.read_s = time.perf_counter() - started
         rows = self._run([*new[n_skim:], *ahead], n_output=1 + len(ahead))
         self._n_sure = len(self._cached) - len(ahead)
         if sum(parts) >= FIRST_WINDOW:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llmrun.runtime.speculation.account import Account
 from llmrun.runtime.speculation.controller import Controller
 from llmrun.runtime.speculation.costs import StepCosts
 from llmrun.runtime.speculation.drafter import Drafter
@@ -53,6 +54,17 @@ def test_a_long_text_that_brings_nothing_costs_at_most_three_percent(monkeypatch
     draft.n_agree = n_agree
     spent, plain, *_ = machine.generate([draft, machine.source("ngram", always(0.5), is_free=True)], 200)
     assert spent <= 1.03 * plain
+
+
+@pytest.mark.parametrize(("chance", "pays"), [(0.95, True), (0.4, False)])
+def test_more_may_be_read_where_drafts_pay(monkeypatch, chance, pays):
+    seen, plainly = [], Account.for_reading
+    monkeypatch.setattr(Account, "for_reading", lambda self, *, pays: seen.append(pays) or plainly(self, pays=pays))
+    machine = Machine(monkeypatch, WIDE, {n: WIDE(n) for n in (1, 2, 4, 8, 16)})
+    draft = machine.source("draft", always(chance), is_free=False, guess_s=0.009)
+    machine.generate([draft], 200)
+    assert seen
+    assert (sum(seen) > len(seen) / 2) == pays
 
 
 def test_what_was_read_once_says_nothing_of_what_drafts_are_worth(monkeypatch):

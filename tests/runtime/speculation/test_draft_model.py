@@ -249,8 +249,10 @@ def test_a_piece_of_the_middle_has_the_positions_that_it_has_in_the_text(tiny_pa
         source = draft.source(KvSequence(engine.pages, 512))
         source.begin(text, greedy_answer(engine))
         context = [*text, next(source.guess(text)).token_id]
+        assert source.read_s == 0.0
         source.budget_s, draft.token_s = 1.0, 1.0 / (2 * PAGE_SLOTS)
         next(source.guess(context))
+        assert source.read_s > 0.0
 
         start, sequence = len(text) - FIRST_WINDOW, KvSequence(draft.pages, 512)
         for begin, end, shift in (
@@ -261,9 +263,7 @@ def test_a_piece_of_the_middle_has_the_positions_that_it_has_in_the_text(tiny_pa
             past = sequence.n_past
             sequence.append(end - begin)
             batch = Batch.of_tokens(sequence.page_table, past, context[begin:end], [end - begin - 1], shift=shift)
-            batch.rows[:, ROW_VISIBLE_START // 8] = (
-                past if begin == start else 0
-            )  # the window's first pass saw it alone
+            batch.rows[:, ROW_VISIBLE_START // 8] = past if begin == start else 0  # the window saw itself at first
             draft.executor.run(batch)
         assert (source._logits == draft.executor.output("logits", 1)[0]).all()
         for held in (sequence, source):
