@@ -168,6 +168,14 @@ class KvSequence:
         self.n_past, self._n_page = self.n_past + earlier.n_past, self._n_page + n
         earlier.n_past = earlier._n_page = 0
 
+    def drop_first(self, n_page: int) -> None:
+        """Give the first pages back; the slots behind them keep what they hold."""
+        for page in self.page_table[:n_page]:
+            self._pages.release(int(page))
+        self._n_page -= n_page
+        self.n_past -= n_page * PAGE_SLOTS
+        self.page_table[: self._n_page] = self.page_table[n_page : n_page + self._n_page].copy()
+
     def fork(self) -> KvSequence:
         """Return a second sequence with the same past; pages are shared until one of the two writes."""
         other = KvSequence(self._pages, self.n_ctx)

@@ -14,9 +14,9 @@ RESERVE = 0.05  # share of it that is left to copies: a draft model that is wron
 HELD, HELD_TOKENS = 0.45, 24
 # What reading a text takes is put down over the tokens that follow, which gain by it: an answer that had to pay at once
 # would stop drafting right then. Share of what may be lost that may go into it while it is not known whether drafts
-# pay; where they do it may be all, and a little more.
+# pay; where they do it may be all, and plain steps more: what is read at once tells most (bench/LOG.md).
 PAID_OVER = 48
-READING, IN_ADVANCE = 0.5, 0.5
+READING, IN_ADVANCE = 0.5, 5.0
 
 
 class Account:

@@ -18,7 +18,7 @@ from typing import TypeVar
 from ...formats.record import Record
 from .account import Account
 from .costs import StepCosts
-from .drafter import PROBE_AFTER, PROBE_LATEST, TYPICAL, Drafter
+from .drafter import PROBE_AFTER, PROBE_LATEST, Drafter
 from .settings import SpeculationSettings
 from .source import Guess
 
@@ -28,7 +28,7 @@ PROBE_TOKENS = 2
 # Steps in which a source is asked again after it has read, whatever came of the first: a single guess says too little
 # for what reading takes. Not where so many tokens a plain step are made anyway.
 TRIES, TRY_RATE = 4, 1.5
-PAY_RATE = 1.3  # tokens that are made in the time of a plain step where drafts pay
+PAY_RATE = 1.4  # tokens that are made in the time of a plain step where drafts pay
 RISK = 0.7  # share of what may be lost that one draft may lose: some wrong ones in a row must not end everything
 LOOK_AHEAD = 2  # guesses, over whose rows the price of a further one is taken: where tiles end, one row is dear
 UNLIKELY = 0.05  # a guess that is reached less often than this is never worth a row
@@ -167,7 +167,7 @@ class DraftChooser:
         was_used, drafter.n_skipped = drafter.is_warm, 0
         drafter.is_warm, drafter.tries = True, max(0, drafter.tries - 1) if was_used else TRIES
         # Where copies are worth something anyway, reading is not.
-        pays = best <= 0 and self._account.rate > PAY_RATE and drafter.overall[0] > TYPICAL
+        pays = best <= 0 and self._account.rate > PAY_RATE
         drafter.source.budget_s = self._account.for_reading(pays=pays) * self._costs.plain_s
         draft, guesses = Draft(drafter, [], [], 0), drafter.source.guess(context)
         reached, is_usual = 1.0, was_used

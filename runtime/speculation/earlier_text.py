@@ -1,8 +1,9 @@
 """What stands before a draft model's window, in blocks of a page, and which of them are worth reading now.
 
 An answer that says things of its text again says them of some place. So the blocks that have most in common with the
-last tokens are read first, and such as have little not at all, but for those right before the window: a prompt ends
-with what is asked (bench/LOG.md).
+last tokens are read first, with their neighbours: pieces tell less the smaller they are, since none sees the others.
+Where nothing has much in common nothing is read but what stands right before the window: a prompt ends with what is
+asked (bench/LOG.md).
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ from collections.abc import Sequence
 from ..kernels.layout import PAGE_SLOTS
 
 N_RECENT = 24  # last tokens of the text that are looked for
-# What a block must hold of them, each counted as one by as many blocks as hold it; and the share of it that speaks for
-# the block behind, which goes on where this one ends.
+# What a block must hold of them to be read, each counted as one by as many blocks as hold it; and the share of it that
+# speaks for the block behind, which goes on where this one ends. A text of which some block that is not near the window
+# holds so much is what the answer is about, and all of it is worth reading.
 ALIKE, NEXT_BLOCK = 3.0, 0.5
+SPOKEN_OF = 2.0
 N_NEAR = 2  # blocks before the window that are read whatever they hold
+LEAD = 16  # tokens before a piece that are read with it and left aside: its first ones would tell little without
 LEAST_PIECE = 16  # tokens, of what is left of a page at the text's begin, that are worth a pass of their own
 
 
@@ -42,26 +46,46 @@ class EarlierText:
 
         Args:
             recent: the text so far; its last tokens are looked for.
-            n_token: may be negative.
+            n_token: those that are read before a piece included (``lead``); may be negative.
         """
-        chosen = self._choose_blocks(recent, n_token // PAGE_SLOTS) if n_token >= PAGE_SLOTS and self._unread else []
+        if n_token >= PAGE_SLOTS and self._unread:
+            chosen, n_left = self._choose_blocks(recent, n_token)
+        else:
+            chosen, n_left = [], n_token
         parts = [(block, block + PAGE_SLOTS) for block in chosen]
-        n_rest = self._first - self._start
-        if self._has_rest and not self._unread and n_rest <= n_token - PAGE_SLOTS * len(chosen):
-            self._has_rest = False
-            parts.append((self._start, self._first))
+        if self._has_rest and not self._unread:
+            n_left += self.lead(self._first) if self._first in chosen else 0
+            if self._first - self._start <= n_left:
+                self._has_rest = False
+                parts.append((self._start, self._first))
         places: list[tuple[int, int]] = []
         for start, stop in sorted(parts, reverse=True):  # neighbours are one piece and see each other
             end = places.pop()[1] if places and places[-1][0] == stop else stop
             places.append((start, end))
         return places
 
-    def _choose_blocks(self, recent: Sequence[int], n: int) -> list[int]:
+    def lead(self, start: int) -> int:
+        """Return how many tokens before a piece are read with it and then left aside."""
+        return min(LEAD, start - self._start)
+
+    def _choose_blocks(self, recent: Sequence[int], n_token: int) -> tuple[list[int], int]:
+        """Return the blocks to be read now, neighbours rather than others, and how many tokens remain."""
         alike = self._alike(recent)
-        wanted = [block for block in self._unread if block >= self._near or alike.get(block, 0.0) >= ALIKE]
-        chosen = sorted(wanted, key=lambda block: (alike.get(block, 0.0), block))[-n:]
-        self._unread = [block for block in self._unread if block not in chosen]
-        return chosen
+        is_spoken_of = any(alike.get(block, 0.0) >= SPOKEN_OF for block in self._unread if block < self._near)
+        wanted = [b for b in self._unread if is_spoken_of or b >= self._near or alike.get(b, 0.0) >= ALIKE]
+        chosen = list[int]()
+        while wanted:
+            beside = [b for b in wanted if b - PAGE_SLOTS in chosen or b + PAGE_SLOTS in chosen]
+            block = max(beside or wanted, key=lambda b: (alike.get(b, 0.0), b))
+            n = PAGE_SLOTS + (0 if block - PAGE_SLOTS in chosen else self.lead(block))
+            n -= self.lead(block + PAGE_SLOTS) if block + PAGE_SLOTS in chosen else 0
+            if n > n_token:
+                break
+            n_token -= n
+            chosen.append(block)
+            wanted.remove(block)
+            self._unread.remove(block)
+        return chosen, n_token
 
     def _alike(self, recent: Sequence[int]) -> dict[int, float]:
         """Return how much blocks have in common with the last tokens."""

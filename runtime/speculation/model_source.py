@@ -228,7 +228,7 @@ class ModelSource:
         n_skim = n_new - FIRST_WINDOW if n_new >= FIRST_WINDOW + LEAST_PIECE else 0
         started = time.perf_counter()
         earlier = self._earlier.choose(self._ids, int((self._affordable - n_new) / SKIMMED))
-        n_earlier = sum(stop - start for start, stop in earlier)
+        n_earlier = sum(self._earlier.lead(start) + stop - start for start, stop in earlier)
         parts = SKIMMED * n_earlier, SKIMMED * n_skim, n_new - n_skim  # in tokens that are read whole
         step_s = self._model.step_s  # that a pass takes at least
         if step_s < math.inf:
@@ -248,16 +248,21 @@ class ModelSource:
         return rows
 
     def _read_earlier(self, start: int, stop: int) -> None:
-        """Read a piece of what stands before the window by itself, and put it in front."""
-        n_hidden = -(stop - start) % PAGE_SLOTS  # of the very last piece
-        piece = KvSequence(self._model.pages, n_hidden + stop - start)
+        """Read a piece of what stands before the window by itself, with a few tokens before it, and put it in front."""
+        lead = self._earlier.lead(start)
+        first = start - lead
+        n_hidden = -(stop - first) % PAGE_SLOTS
+        piece = KvSequence(self._model.pages, n_hidden + stop - first)
         try:
             piece.skip(n_hidden)
-            for i in range(start, stop, N_TOK):
+            for i in range(first, stop, N_TOK):
                 ids = self._ids[i : min(i + N_TOK, stop)]
                 with self._lock:
-                    shift = start - self._origin - n_hidden
+                    shift = first - self._origin - n_hidden
                     self._model.run(piece, ids, n_output=0, shift=shift, visible_start=n_hidden)
+            if lead:
+                piece.drop_first(1)
+                n_hidden = 0
             self._sequence.prepend(piece)
         finally:
             piece.close()

@@ -157,6 +157,23 @@ def test_full_pages_are_put_in_front():
         sequence.prepend(earlier)
 
 
+def test_first_pages_are_given_back():
+    pages = KvPages(2, 1, 16, 8 * PAGE_SLOTS)
+    sequence = KvSequence(pages, 300)
+    sequence.append(3 * PAGE_SLOTS + 5)
+    for i in range(3 * PAGE_SLOTS + 5):
+        write(pages, sequence, i, i)
+    fork = sequence.fork()
+    sequence.drop_first(2)
+    want = [*range(2 * PAGE_SLOTS, 3 * PAGE_SLOTS + 5)]
+    assert sequence.n_past == PAGE_SLOTS + 5
+    assert read(pages, sequence) == [want, want]
+    fork.close()
+    assert len(pages._free) == 6
+    sequence.close()
+    assert len(pages._free) == 8
+
+
 def test_forks_share_whole_pages():
     pages = KvPages(1, 1, 16, 8 * PAGE_SLOTS)
     sequence = KvSequence(pages, 512)

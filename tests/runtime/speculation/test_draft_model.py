@@ -2,7 +2,6 @@
 
 import math
 import os
-from itertools import pairwise
 
 import pytest
 
@@ -10,7 +9,7 @@ from llmrun.formats.errors import FormatError
 from llmrun.formats.record import replace
 from llmrun.runtime.batch import Batch
 from llmrun.runtime.engine import Engine
-from llmrun.runtime.kernels.layout import PAGE_SLOTS, ROW_VISIBLE_START
+from llmrun.runtime.kernels.layout import PAGE_SLOTS
 from llmrun.runtime.kv_cache import KvSequence
 from llmrun.runtime.sampling.chain import Sampler
 from llmrun.runtime.sampling.settings import SamplerSettings
@@ -18,7 +17,7 @@ from llmrun.runtime.session import GenerationParams
 from llmrun.runtime.skim import skim
 from llmrun.runtime.speculation import draft_model, draft_weights
 from llmrun.runtime.speculation.draft_model import DraftModel
-from llmrun.runtime.speculation.earlier_text import LEAST_PIECE, EarlierText
+from llmrun.runtime.speculation.earlier_text import LEAD, LEAST_PIECE, EarlierText
 from llmrun.runtime.speculation.loop import verify
 from llmrun.runtime.speculation.model_source import FIRST_WINDOW, N_OUT, STEP_TOKENS, ModelSource
 from llmrun.runtime.speculation.picking import DraftTokens
@@ -215,20 +214,23 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
         source.budget_s, draft.token_s = 1.0, 1.0 / (3 * PAGE_SLOTS)
         next(source.guess(context))
 
-        edge = 0 if n_left >= LEAST_PIECE else n_left
-        pieces, sequence = [*range(edge, start, 64), start, len(context)], KvSequence(draft.pages, 512)
-        for begin, end in pairwise(pieces):
+        edge = 0 if n_left >= LEAST_PIECE else n_left  # tokens before it are seen by the piece, and then by none
+        n_skipped, sequence = -start % PAGE_SLOTS, KvSequence(draft.pages, 512)
+        sequence.skip(n_skipped)
+        # The window's first pass saw the window alone, the token after it all there is.
+        passes = [(begin, min(begin + PAGE_SLOTS, start), n_skipped) for begin in range(0, start, PAGE_SLOTS)]
+        passes += [(start, len(text), n_skipped + start), (len(text), len(context), n_skipped + edge)]
+        for begin, end, visible_start in passes:
             past = sequence.n_past
             sequence.append(end - begin)
-            batch = Batch.of_tokens(sequence.page_table, past, context[begin:end], [end - begin - 1], shift=edge)
-            # The window's first pass saw the window alone, the token after it all there is.
-            batch.rows[: len(text) - begin, ROW_VISIBLE_START // 8] = start - edge if begin == start else 0
+            out_rows = [end - begin - 1]
+            batch = Batch.of_tokens(
+                sequence.page_table, past, context[begin:end], out_rows, shift=-n_skipped, visible_start=visible_start
+            )
             draft.executor.run(batch)
         want = draft.executor.output("logits", 1)[0].copy()
         sequence.close()
-        # Slots that are not seen stand in front: sums are made in another order, and inputs rounded to eight bits, one
-        # of which may become its neighbour. Pieces at wrong positions, or that see each other, differ by 0.4 and more.
-        assert source._logits == pytest.approx(want, abs=0 if edge == n_left else 0.05)
+        assert (source._logits == want).all()
         n_hidden = 0 if edge == n_left else PAGE_SLOTS - n_left
         n_page = draft.pages.n_page - len(draft.pages._free)
         assert n_page == -(-(n_hidden + len(context) - edge) // PAGE_SLOTS)
@@ -240,7 +242,10 @@ def test_what_stands_before_the_window_is_read_by_itself_and_put_in_front(tiny_p
 
 
 def test_a_piece_of_the_middle_has_the_positions_that_it_has_in_the_text(tiny_path, monkeypatch):
-    """The logits are those of a sequence that holds the piece and the window, and nothing of what is between."""
+    """The logits are those of a sequence that holds the piece and the window, and nothing of what is between.
+
+    The piece alone has seen the tokens right before it.
+    """
     text = token_ids("q", FIRST_WINDOW + 3 * PAGE_SLOTS)
     place = (PAGE_SLOTS, 2 * PAGE_SLOTS)
     monkeypatch.setattr(EarlierText, "choose", lambda _, recent, n_token: [place] if n_token >= PAGE_SLOTS else [])
@@ -255,15 +260,19 @@ def test_a_piece_of_the_middle_has_the_positions_that_it_has_in_the_text(tiny_pa
         assert source.read_s > 0.0
 
         start, sequence = len(text) - FIRST_WINDOW, KvSequence(draft.pages, 512)
-        for begin, end, shift in (
-            (*place, place[0]),
-            (start, len(text), start - PAGE_SLOTS),
-            (len(text), len(context), start - PAGE_SLOTS),
+        sequence.skip(PAGE_SLOTS - LEAD)
+        for begin, end, shift, visible_start in (
+            (place[0] - LEAD, place[0], 0, PAGE_SLOTS - LEAD),
+            (*place, 0, PAGE_SLOTS - LEAD),
+            (start, len(text), PAGE_SLOTS, place[1]),  # the window saw itself at first
+            (len(text), len(context), PAGE_SLOTS, place[0]),
         ):
             past = sequence.n_past
             sequence.append(end - begin)
-            batch = Batch.of_tokens(sequence.page_table, past, context[begin:end], [end - begin - 1], shift=shift)
-            batch.rows[:, ROW_VISIBLE_START // 8] = past if begin == start else 0  # the window saw itself at first
+            out_rows = [end - begin - 1]
+            batch = Batch.of_tokens(
+                sequence.page_table, past, context[begin:end], out_rows, shift=shift, visible_start=visible_start
+            )
             draft.executor.run(batch)
         assert (source._logits == draft.executor.output("logits", 1)[0]).all()
         for held in (sequence, source):
