@@ -14,10 +14,10 @@ from ..kernels.layout import PAGE_SLOTS
 
 N_RECENT = 24  # last tokens of the text that are looked for
 # What a block must hold of them to be read, each counted as one by as many blocks as hold it; and the share of it that
-# speaks for the block behind, which goes on where this one ends. A text of which some block that is not near the window
-# holds so much is what the answer is about, and all of it is worth reading.
+# speaks for the block behind, which goes on where this one ends. A text of few blocks (N_WHOLE, those near the window
+# not counted) of which some holds SPOKEN_OF is what the answer is about, and all of it is worth reading.
 ALIKE, NEXT_BLOCK = 3.0, 0.5
-SPOKEN_OF = 2.0
+N_WHOLE, SPOKEN_OF = 8, 2.0
 N_NEAR = 2  # blocks before the window that are read whatever they hold
 LEAD = 16  # tokens before a piece that are read with it and left aside: its first ones would tell little without
 LEAST_PIECE = 16  # tokens, of what is left of a page at the text's begin, that are worth a pass of their own
@@ -71,7 +71,8 @@ class EarlierText:
     def _choose_blocks(self, recent: Sequence[int], n_token: int) -> tuple[list[int], int]:
         """Return the blocks to be read now, neighbours rather than others, and how many tokens remain."""
         alike = self._alike(recent)
-        is_spoken_of = any(alike.get(block, 0.0) >= SPOKEN_OF for block in self._unread if block < self._near)
+        far = [block for block in self._unread if block < self._near]
+        is_spoken_of = len(far) <= N_WHOLE and any(alike.get(block, 0.0) >= SPOKEN_OF for block in far)
         wanted = [b for b in self._unread if is_spoken_of or b >= self._near or alike.get(b, 0.0) >= ALIKE]
         chosen = list[int]()
         while wanted:

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmrun.runtime.kernels.layout import PAGE_SLOTS
-from llmrun.runtime.speculation.earlier_text import LEAD, LEAST_PIECE, N_NEAR, N_RECENT, EarlierText
+from llmrun.runtime.speculation.earlier_text import LEAD, LEAST_PIECE, N_NEAR, N_RECENT, N_WHOLE, EarlierText
 
 COMMON = 7  # stands in every block
 ONE = PAGE_SLOTS + LEAD  # tokens that are read for one block
@@ -48,6 +48,14 @@ def test_a_text_that_is_spoken_of_is_read_whole_neighbours_first():
     earlier = EarlierText(ids, 0, len(ids))
     of_the_end = [*ids, *recent(10 - N_NEAR, n=3)]  # what is near is no sign that the answer is about the rest
     assert earlier.choose(of_the_end, len(ids)) == [(PAGE_SLOTS * (10 - N_NEAR), len(ids))]
+
+
+def test_of_a_long_text_only_what_is_spoken_of_is_read():
+    n = N_NEAR + N_WHOLE
+    for n_block, start in ((n, 0), (n + 1, PAGE_SLOTS * (n + 1 - N_NEAR))):
+        ids = text(n_block)
+        said = [*ids, *recent(4, n=2)]
+        assert EarlierText(ids, 0, len(ids)).choose(said, len(ids)) == [(start, len(ids))]
 
 
 def test_tokens_before_a_piece_are_part_of_what_may_be_read():
