@@ -1,5 +1,6 @@
 """Where the console script begins and ends. Imports next to nothing, so that Ctrl-C is quiet as early as can be."""
 
+import _thread
 import gc
 import os
 import sys
@@ -11,18 +12,35 @@ def entry() -> None:
     Taking Python's modules and threads down one by one takes 40 ms, and nothing here needs it: files are written
     and closed by the commands, and threads are the engine's own. ``python -m llmrun`` ends in the ordinary way.
     """
-    gc.disable()  # while a program starts the collector finds nothing, again and again: 15 ms; see imports.py
     try:
+        repeat_lost_interrupts()
+        gc.disable()  # while a program starts the collector finds nothing, again and again: 15 ms; see imports.py
         from .imports import ending_at_interrupt
 
         with ending_at_interrupt():
             from .app import main
         code = main()
-    except KeyboardInterrupt:  # while it imports the little that it takes to look out for one
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except (OSError, ValueError):  # closed, or its reader has gone
+                continue
+    except KeyboardInterrupt:  # before there is a command that looks out for one, or when nobody reads what is flushed
         code = 130
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # closed, or its reader has gone
-            continue
     os._exit(code)
+
+
+def repeat_lost_interrupts() -> None:
+    """Let a Ctrl-C that comes where no exception can leave from come once more, a moment later.
+
+    Python drops what is raised in a weak reference's callback or a finaliser, and importing a module has such a
+    callback: of the interrupts that come while small modules are imported it would drop one in 750.
+    """
+
+    def drop(unraisable: "sys.UnraisableHookArgs") -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            _thread.start_new_thread(_thread.interrupt_main, ())  # raised here it would be dropped again
+        else:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = drop

@@ -3,6 +3,9 @@
 import sys
 
 try:
+    from .cli.entry import repeat_lost_interrupts
+
+    repeat_lost_interrupts()
     from .cli.app import main
 
     code = main()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 0.3
 N_TRY = 4  # the quickest counts: another program may hold the processor
 # A job that a script starts with & is born with interrupts ignored. An interrupt between "ready" and the program's own
-# code, in these lines, says nothing of it.
+# first statement, in these lines or where Python enters the function, says nothing of it.
 START = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -26,7 +26,8 @@ try:
     print("ready", file=sys.stderr, flush=True)
     entry()
 except KeyboardInterrupt as error:
-    if error.__traceback__.tb_next is not None:
+    where = error.__traceback__.tb_next
+    if where is not None and where.tb_lineno != entry.__code__.co_firstlineno:
         raise
     sys.exit(130)
 """
@@ -79,6 +80,31 @@ def test_while_it_starts(endless, delay_ms):
     run = Run(*generate_for_ever(endless))
     time.sleep(delay_ms / 1000)
     run.interrupt()
+
+
+@pytest.mark.parametrize("start", ["entry()", "runpy.run_module('llmrun', run_name='__main__')"])
+def test_where_no_exception_can_leave_from(start):
+    """As in the callback that importing a module ends with."""
+    code = f"""
+import runpy, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from llmrun.cli.entry import entry
+import llmrun.cli.app
+
+class Held:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+def dispatch(args):
+    held = Held()
+    del held
+    time.sleep(10)
+
+llmrun.cli.app._dispatch = dispatch
+{start}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (130, b"")
 
 
 def test_while_it_generates(endless):
