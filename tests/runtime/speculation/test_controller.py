@@ -56,6 +56,19 @@ def test_a_long_text_that_brings_nothing_costs_at_most_three_percent(monkeypatch
     assert spent <= 1.03 * plain
 
 
+@pytest.mark.parametrize("pass_s", [WIDE, NARROW], ids=["wide", "narrow"])
+@pytest.mark.parametrize("turns_at", [12, 18, 24, 36, 60, 100])
+@pytest.mark.parametrize("text_s", [0.0, 1.0])
+def test_an_answer_that_turns_loses_little_more_than_what_was_read_in_advance(monkeypatch, pass_s, turns_at, text_s):
+    """No guess is right any more, right after a text was read that takes 20 plain steps and brings nothing."""
+    for seed in range(4):
+        machine = Machine(monkeypatch, pass_s, {n: pass_s(n) for n in (1, 2, 4, 8, 16)})
+        draft = machine.source("draft", lambda at: 0.85 * (at < turns_at), is_free=False, guess_s=0.009, text_s=text_s)
+        draft._random.seed(seed)
+        spent, plain, *_ = machine.generate([draft], 200)
+        assert spent <= (1.075 if text_s else 1.03) * plain
+
+
 @pytest.mark.parametrize(("chance", "guess_s", "pays"), [(0.95, 0.009, True), (0.65, 0.001, True), (0.4, 0.009, False)])
 def test_more_may_be_read_where_drafts_pay(monkeypatch, chance, guess_s, pays):
     """Whatever the share of right guesses is: where they are cheap a low one pays, and reading raises it."""
