@@ -40,11 +40,11 @@ def refusal(path, **options):
 
 def assert_refused(path, named, *, use_mmap):
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         with pytest.raises(FormatError) as caught:
             GgufFile.open(path, use_mmap=use_mmap)
-        elapsed_s, peak_bytes = time.perf_counter() - start, tracemalloc.get_traced_memory()[1]
+        elapsed_s, peak_bytes = time.process_time() - start, tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     message = str(caught.value)
@@ -183,9 +183,9 @@ def test_absurd_string_that_the_file_does_hold_is_refused(tmp_path, in_array):
 def test_string_array_that_defeats_the_guess_is_read_in_time():
     count = 2**18
     data = bytes(8 * count)  # all empty: every byte looks like a header
-    start = time.perf_counter()
+    start = time.process_time()
     offsets = find_strings(lambda offset, n: data[offset : offset + n], 0, count, len(data))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert np.array_equal(offsets, np.arange(count + 1) * 8)
 
 
