@@ -25,7 +25,9 @@ def entry() -> None:
                 stream.flush()
             except (OSError, ValueError):  # closed, or its reader has gone
                 continue
-    except KeyboardInterrupt:  # before there is a command that looks out for one, or when nobody reads what is flushed
+    except BaseException as error:  # before there is a command that looks out, or when nobody reads what is flushed
+        if not is_interrupt(error):
+            raise
         code = 130
     os._exit(code)
 
@@ -40,7 +42,14 @@ def repeat_lost_interrupts() -> None:
     def drop(unraisable: "sys.UnraisableHookArgs") -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
             _thread.start_new_thread(_thread.interrupt_main, ())  # raised here it would be dropped again
-        else:
-            sys.__unraisablehook__(unraisable)
+        elif not (unraisable.exc_type is AttributeError and getattr(unraisable.object, "__name__", "") == "__del__"):
+            sys.__unraisablehook__(unraisable)  # not what says that an interrupt has left an object half made
 
     sys.unraisablehook = drop
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an error is a Ctrl-C, or what Python has made of one that came while a class was made."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__
+    return error is not None

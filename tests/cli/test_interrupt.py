@@ -82,9 +82,20 @@ def test_while_it_starts(endless, delay_ms):
     run.interrupt()
 
 
+INTERRUPT = "signal.raise_signal(signal.SIGINT)"
+
+
 @pytest.mark.parametrize("start", ["entry()", "runpy.run_module('llmrun', run_name='__main__')"])
-def test_where_no_exception_can_leave_from(start):
-    """As in the callback that importing a module ends with."""
+@pytest.mark.parametrize(
+    ("where", "then"),
+    [
+        (INTERRUPT, ""),  # as in the callback that importing a module ends with
+        ("self.never_made", INTERRUPT),
+        ("pass", "type('X', (), {'x': type('Y', (), {'__set_name__': lambda *_: " + INTERRUPT + "})()})"),
+    ],
+    ids=["lost", "half made", "of another name"],
+)
+def test_where_an_exception_does_not_arrive_as_it_is(start, where, then):
     code = f"""
 import runpy, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -93,11 +104,12 @@ import llmrun.cli.app
 
 class Held:
     def __del__(self):
-        signal.raise_signal(signal.SIGINT)
+        {where}
 
 def dispatch(args):
     held = Held()
     del held
+    {then}
     time.sleep(10)
 
 llmrun.cli.app._dispatch = dispatch
