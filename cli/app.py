@@ -15,7 +15,6 @@ from contextlib import suppress
 from types import FrameType
 
 from ..formats.errors import LlmrunError
-from .entry import is_interrupt
 from .render.text import escaped, styled
 
 
@@ -50,10 +49,6 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except SystemExit as exit_:  # Typer ends every command with one
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    except Exception as error:
-        if not is_interrupt(error):
-            raise
-        return 130
     return 0
 
 

@@ -12,6 +12,11 @@ def entry() -> None:
     Taking Python's modules and threads down one by one takes 40 ms, and nothing here needs it: files are written
     and closed by the commands, and threads are the engine's own. ``python -m llmrun`` ends in the ordinary way.
     """
+    os._exit(run())
+
+
+def run() -> int:
+    """Run this process's command line and return the command's exit code."""
     try:
         repeat_lost_interrupts()
         gc.disable()  # while a program starts the collector finds nothing, again and again: 15 ms; see imports.py
@@ -28,8 +33,8 @@ def entry() -> None:
     except BaseException as error:  # before there is a command that looks out, or when nobody reads what is flushed
         if not is_interrupt(error):
             raise
-        code = 130
-    os._exit(code)
+        return 130
+    return code
 
 
 def repeat_lost_interrupts() -> None:

@@ -16,18 +16,23 @@ ROOT = Path(__file__).parents[2]
 MAX_SECONDS = 0.3
 N_TRY = 4  # the quickest counts: another program may hold the processor
 # A job that a script starts with & is born with interrupts ignored. An interrupt between "ready" and the program's own
-# first statement, in these lines or where Python enters the function, says nothing of it.
+# first statement, in these lines or where Python enters its functions, says nothing of it.
 START = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = ["llmrun", *sys.argv[1:]]
-from llmrun.cli.entry import entry
+from llmrun.cli.entry import entry, run
 try:
     print("ready", file=sys.stderr, flush=True)
     entry()
 except KeyboardInterrupt as error:
-    where = error.__traceback__.tb_next
-    if where is not None and where.tb_lineno != entry.__code__.co_firstlineno:
+    last = error.__traceback__
+    while last.tb_next is not None:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    if last is not error.__traceback__ and (
+        code not in (entry.__code__, run.__code__) or last.tb_lineno != code.co_firstlineno
+    ):
         raise
     sys.exit(130)
 """
